@@ -1,0 +1,16 @@
+//! One node's language-model serving.
+//!
+//! `submit → [queue] → plan → move → forward → sample → emit`. Planning is a pure function;
+//! the step loop is one file, `step.rs`. What always holds: a request ends exactly once, its
+//! pages are free within one step of its end, and its tokens do not depend on its neighbours.
+#![deny(missing_docs)]
+
+mod executor;
+mod request;
+mod run;
+
+pub use executor::{CpuExecutor, Executor, Shape};
+pub use request::{
+    Constraint, Event, Finish, FinishReason, Goal, Logprob, Request, Sampling, SubmitError, Timings, TokenEvent, Usage,
+};
+pub use run::{Engine, EngineConfig, EngineStats, Output};

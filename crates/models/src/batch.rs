@@ -1,0 +1,38 @@
+//! One step's work: a flat run of many requests' tokens, and what it leaves behind.
+
+use sedge_kernels::Segment;
+
+/// Tokens of many sequences, prefill chunks and decodes mixed.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    /// Token ids, `[rows]`.
+    pub tokens: Vec<u32>,
+    /// Which rows belong to which sequence, where in it, and in which pages it lives.
+    pub segments: Vec<Segment>,
+    /// Page numbers that segments refer to.
+    pub tables: Vec<u32>,
+    /// Rows whose logits are wanted.
+    pub logits: Vec<u32>,
+    /// Rows whose final hidden state (after the last norm) is wanted.
+    pub hidden: Vec<u32>,
+}
+
+impl Batch {
+    /// Empties the batch, keeping its memory.
+    pub fn clear(&mut self) {
+        self.tokens.clear();
+        self.segments.clear();
+        self.tables.clear();
+        self.logits.clear();
+        self.hidden.clear();
+    }
+}
+
+/// What a forward pass computed, in the order in which the batch asked.
+#[derive(Debug, Clone, Default)]
+pub struct Outputs {
+    /// `[batch.logits.len(), vocab]`.
+    pub logits: Vec<f32>,
+    /// `[batch.hidden.len(), hidden]`.
+    pub hidden: Vec<f32>,
+}
