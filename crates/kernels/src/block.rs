@@ -1,0 +1,72 @@
+//! Blocks of quantised values: ggml's layouts, decoded and encoded.
+//! Decoding never fails on bit patterns: every block of the right size has a value.
+
+mod decode;
+mod encode;
+
+use crate::DType;
+
+pub(crate) use decode::decode;
+
+/// Why a buffer could not be converted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CodecError {
+    /// The two buffers do not describe the same number of values.
+    #[error("{values} values of {dtype} take {expected:?} bytes; the buffer has {found}")]
+    Size {
+        /// Stored type.
+        dtype: DType,
+        /// Number of values.
+        values: usize,
+        /// Bytes that they take; `None` when they do not fill whole blocks.
+        expected: Option<usize>,
+        /// Bytes given.
+        found: usize,
+    },
+    /// Sedge reads this type but does not write it.
+    #[error(
+        "writing {0} is not supported; types that can be written: f32, f16, bf16, q8_0, q4_0, q4_k, q6_k"
+    )]
+    NotWritable(DType),
+}
+
+/// Decodes `bytes` of `dtype` into f32.
+///
+/// # Errors
+/// When `bytes` is not exactly what `out.len()` values take.
+pub fn dequantize(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<(), CodecError> {
+    let expected = dtype.bytes_for(out.len());
+    if expected != Some(bytes.len()) {
+        let (values, found) = (out.len(), bytes.len());
+        return Err(CodecError::Size {
+            dtype,
+            values,
+            expected,
+            found,
+        });
+    }
+    decode(dtype, bytes, out);
+    Ok(())
+}
+
+/// Encodes `values` as `dtype`, appending to `out`.
+///
+/// Infinities become the largest value that the type holds and NaN becomes 0, in block types.
+///
+/// # Errors
+/// When the values do not fill whole blocks, or the type is one that Sedge only reads.
+pub fn quantize(dtype: DType, values: &[f32], out: &mut Vec<u8>) -> Result<(), CodecError> {
+    let encode = encode::encoder(dtype).ok_or(CodecError::NotWritable(dtype))?;
+    let Some(bytes) = dtype.bytes_for(values.len()) else {
+        let values = values.len();
+        return Err(CodecError::Size {
+            dtype,
+            values,
+            expected: None,
+            found: 0,
+        });
+    };
+    out.reserve(bytes);
+    encode(values, out);
+    Ok(())
+}

@@ -1,0 +1,34 @@
+//! Packed matrices and the arithmetic on them.
+//!
+//! Knows no model. Every operation has one contract, checked once at its door, a portable
+//! twin that defines the result, and fast versions chosen at run time.
+//!
+//! **A row's result does not depend on the rows beside it.** Every product, norm and
+//! attention here reduces each output in an order that is fixed by the shapes of that output
+//! alone, never by the batch. So a request's tokens are bit-identical whether it runs alone,
+//! in a batch, in one prefill or in chunks; tests of the engine rely on it.
+#![deny(missing_docs)]
+
+mod attention;
+mod block;
+mod dtype;
+mod elementwise;
+mod kv;
+mod matmul;
+mod matrix;
+mod norm;
+mod rotary;
+mod sampling;
+mod team;
+
+pub use attention::{Attention, Segment, attend, attend_all};
+pub use block::{CodecError, dequantize, quantize};
+pub use dtype::DType;
+pub use elementwise::{add_assign, add_bias, gelu, gelu_mul, scale, silu_mul, softcap};
+pub use kv::{KvPages, KvShape, KvType, PAGE_TOKENS};
+pub use matmul::matmul;
+pub use matrix::{Matrix, MatrixError};
+pub use norm::{layer_norm, rms_norm};
+pub use rotary::{RopeStyle, rotate};
+pub use sampling::{argmax, log_softmax_in_place, softmax_in_place};
+pub use team::Team;
