@@ -1,0 +1,13 @@
+//! Bytes to typed values and back: GGUF, safetensors, tokenizers and chat templates.
+//!
+//! Every reader treats its input as hostile: it checks before it allocates, names the place in
+//! its errors and never panics on content. Tensor types and their byte layouts are one table in
+//! `sedge_kernels::DType`; nothing else of that crate is used here.
+#![deny(missing_docs)]
+#![deny(unsafe_code)] // except in `map`
+
+pub mod gguf;
+mod map;
+pub mod safetensors;
+pub mod template;
+pub mod tokenizer;
