@@ -13,13 +13,18 @@ use sedge_kernels::DType;
 type Metadata = IndexMap<String, Value>;
 
 fn vocab(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vocabs").join(format!("ggml-vocab-{name}.gguf"))
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/vocabs")
+        .join(format!("ggml-vocab-{name}.gguf"))
 }
 
 /// Bytes of a file whose tensor `i` is filled with the byte `i`.
 fn file(metadata: &Metadata, tensors: &[TensorPlan]) -> Vec<u8> {
     let mut out = Vec::new();
-    write_to(&mut out, metadata, tensors, |i| io::Result::Ok(content(&tensors[i], i))).unwrap();
+    write_to(&mut out, metadata, tensors, |i| {
+        io::Result::Ok(content(&tensors[i], i))
+    })
+    .unwrap();
     out
 }
 
@@ -30,7 +35,11 @@ fn content(plan: &TensorPlan, index: usize) -> Bytes {
 }
 
 fn plan(name: &str, dtype: DType, shape: &[usize]) -> TensorPlan {
-    TensorPlan { name: name.to_owned(), dtype, shape: shape.to_vec() }
+    TensorPlan {
+        name: name.to_owned(),
+        dtype,
+        shape: shape.to_vec(),
+    }
 }
 
 fn parse(bytes: impl Into<Bytes>) -> Result<Gguf, GgufError> {
@@ -42,11 +51,26 @@ fn sample() -> Vec<u8> {
     let metadata = Metadata::from_iter([
         ("general.architecture".to_owned(), "llama".into()),
         ("a.bool".to_owned(), true.into()),
-        ("a.strings".to_owned(), vec!["one".to_owned(), "zwei ß".to_owned()].into()),
-        ("a.nested".to_owned(), Value::Array(Array::Array(vec![Array::I32(vec![1, 2]), Array::I32(vec![])]))),
+        (
+            "a.strings".to_owned(),
+            vec!["one".to_owned(), "zwei ß".to_owned()].into(),
+        ),
+        (
+            "a.nested".to_owned(),
+            Value::Array(Array::Array(vec![
+                Array::I32(vec![1, 2]),
+                Array::I32(vec![]),
+            ])),
+        ),
         ("a.f64".to_owned(), Value::F64(0.5)),
     ]);
-    file(&metadata, &[plan("w", DType::Q8_0, &[2, 64]), plan("b", DType::F32, &[3])])
+    file(
+        &metadata,
+        &[
+            plan("w", DType::Q8_0, &[2, 64]),
+            plan("b", DType::F32, &[3]),
+        ],
+    )
 }
 
 /// A version 3 header followed by `rest`.
@@ -80,11 +104,22 @@ fn real_vocabularies_open_with_all_their_tokens() {
         ("phi-3", "llama", 32064, None),
     ] {
         let gguf = Gguf::open(&vocab(name)).unwrap();
-        let strings = |key: &str| gguf.get(key).and_then(Value::as_array).and_then(Array::strings).map(<[_]>::len);
-        assert_eq!(gguf.get("tokenizer.ggml.model").and_then(Value::as_str), Some(model));
+        let strings = |key: &str| {
+            gguf.get(key)
+                .and_then(Value::as_array)
+                .and_then(Array::strings)
+                .map(<[_]>::len)
+        };
+        assert_eq!(
+            gguf.get("tokenizer.ggml.model").and_then(Value::as_str),
+            Some(model)
+        );
         assert_eq!(strings("tokenizer.ggml.tokens"), Some(tokens));
         assert_eq!(strings("tokenizer.ggml.merges"), merges);
-        let types = gguf.get("tokenizer.ggml.token_type").and_then(Value::as_array).and_then(Array::i32s);
+        let types = gguf
+            .get("tokenizer.ggml.token_type")
+            .and_then(Value::as_array)
+            .and_then(Array::i32s);
         assert_eq!(types.map(<[_]>::len), Some(tokens));
         assert!(gguf.tensors().is_empty());
     }
@@ -110,7 +145,12 @@ fn truncating_anywhere_is_an_error_and_no_panic() {
     // The last tensor's padding is not needed.
     let needed = whole.len() - 20;
     for len in 0..whole.len() {
-        assert_eq!(parse(whole[..len].to_vec()).is_ok(), len >= needed, "{len} of {}", whole.len());
+        assert_eq!(
+            parse(whole[..len].to_vec()).is_ok(),
+            len >= needed,
+            "{len} of {}",
+            whole.len()
+        );
     }
 }
 
@@ -137,14 +177,33 @@ fn absurd_counts_are_refused_before_anything_is_allocated() {
             header(0, count, &[]),
             header(0, 1, &[&n]),
             header(0, 1, &[&string("k"), &8u32.to_le_bytes(), &n]),
-            header(0, 1, &[&string("k"), &9u32.to_le_bytes(), &0u32.to_le_bytes(), &n]),
-            header(0, 1, &[&string("k"), &9u32.to_le_bytes(), &8u32.to_le_bytes(), &n]),
-            header(0, 1, &[&string("k"), &9u32.to_le_bytes(), &9u32.to_le_bytes(), &n]),
-            header(0, 1, &[&string("k"), &9u32.to_le_bytes(), &12u32.to_le_bytes(), &n]),
+            header(
+                0,
+                1,
+                &[&string("k"), &9u32.to_le_bytes(), &0u32.to_le_bytes(), &n],
+            ),
+            header(
+                0,
+                1,
+                &[&string("k"), &9u32.to_le_bytes(), &8u32.to_le_bytes(), &n],
+            ),
+            header(
+                0,
+                1,
+                &[&string("k"), &9u32.to_le_bytes(), &9u32.to_le_bytes(), &n],
+            ),
+            header(
+                0,
+                1,
+                &[&string("k"), &9u32.to_le_bytes(), &12u32.to_le_bytes(), &n],
+            ),
             header(1, 0, &[&n, &[0; 32]]),
         ] {
             let error = parse(bytes).unwrap_err();
-            assert!(matches!(error, GgufError::Count { .. } | GgufError::Truncated { .. }), "{error}");
+            assert!(
+                matches!(error, GgufError::Count { .. } | GgufError::Truncated { .. }),
+                "{error}"
+            );
         }
     }
 }
@@ -159,21 +218,35 @@ fn arrays_nest_four_deep_and_no_deeper() {
     assert_eq!(gguf.metadata(), &nest(4));
     assert!(write_to(Vec::new(), &nest(5), &[], |_| io::Result::Ok(Bytes::new())).is_err());
 
-    let deeper = [9u32.to_le_bytes().as_slice(), &1u64.to_le_bytes()].concat().repeat(100_000);
+    let deeper = [9u32.to_le_bytes().as_slice(), &1u64.to_le_bytes()]
+        .concat()
+        .repeat(100_000);
     let bytes = header(0, 1, &[&string("k"), &9u32.to_le_bytes(), &deeper]);
     assert!(matches!(parse(bytes), Err(GgufError::Depth)));
 }
 
 #[test]
 fn other_formats_versions_and_byte_orders_are_named() {
-    assert!(matches!(parse(&b"PK\x03\x04"[..]), Err(GgufError::Magic { .. })));
+    assert!(matches!(
+        parse(&b"PK\x03\x04"[..]),
+        Err(GgufError::Magic { .. })
+    ));
     assert!(matches!(parse(&b""[..]), Err(GgufError::Magic { .. })));
     let version = |raw: [u8; 4]| parse([b"GGUF".as_slice(), &raw, &[0; 16]].concat());
     assert!(version(2u32.to_le_bytes()).is_ok());
     assert!(version(3u32.to_le_bytes()).is_ok());
-    assert!(matches!(version(1u32.to_le_bytes()), Err(GgufError::Version { found: 1 })));
-    assert!(matches!(version(4u32.to_le_bytes()), Err(GgufError::Version { found: 4 })));
-    assert!(matches!(version(3u32.to_be_bytes()), Err(GgufError::BigEndian)));
+    assert!(matches!(
+        version(1u32.to_le_bytes()),
+        Err(GgufError::Version { found: 1 })
+    ));
+    assert!(matches!(
+        version(4u32.to_le_bytes()),
+        Err(GgufError::Version { found: 4 })
+    ));
+    assert!(matches!(
+        version(3u32.to_be_bytes()),
+        Err(GgufError::BigEndian)
+    ));
 }
 
 #[test]
@@ -183,34 +256,80 @@ fn what_stands_twice_is_refused() {
         parse(header(0, 2, &[&entry, &entry])),
         Err(GgufError::DuplicateKey { key }) if key == "k"
     ));
-    let bytes = header(2, 0, &[&tensor("t", &[1], 0, 0), &tensor("t", &[1], 0, 32), &[0; 200]]);
+    let bytes = header(
+        2,
+        0,
+        &[
+            &tensor("t", &[1], 0, 0),
+            &tensor("t", &[1], 0, 32),
+            &[0; 200],
+        ],
+    );
     assert!(matches!(parse(bytes), Err(GgufError::DuplicateTensor { name }) if name == "t"));
 }
 
 #[test]
 fn tensors_must_lie_apart_aligned_and_inside() {
-    let one = |dims: &[u64], id, offset| parse(header(1, 0, &[&tensor("t", dims, id, offset), &[0; 128]])).unwrap_err();
-    assert!(matches!(one(&[], 0, 0), GgufError::Dimensions { found: 0, .. }));
-    assert!(matches!(one(&[1; 5], 0, 0), GgufError::Dimensions { found: 5, .. }));
+    let one = |dims: &[u64], id, offset| {
+        parse(header(1, 0, &[&tensor("t", dims, id, offset), &[0; 128]])).unwrap_err()
+    };
+    assert!(matches!(
+        one(&[], 0, 0),
+        GgufError::Dimensions { found: 0, .. }
+    ));
+    assert!(matches!(
+        one(&[1; 5], 0, 0),
+        GgufError::Dimensions { found: 5, .. }
+    ));
     assert!(matches!(one(&[0, 4], 0, 0), GgufError::Shape { .. }));
-    assert!(matches!(one(&[1 << 33, 1 << 33], 0, 0), GgufError::Shape { .. }));
+    assert!(matches!(
+        one(&[1 << 33, 1 << 33], 0, 0),
+        GgufError::Shape { .. }
+    ));
     assert!(matches!(one(&[u64::MAX], 0, 0), GgufError::Shape { .. }));
     // Rows of 16 values do not fill blocks of 32, though two of them would.
     assert!(matches!(one(&[16, 2], 8, 0), GgufError::Shape { .. }));
-    assert!(matches!(one(&[4], 0, 8), GgufError::Misaligned { offset: 8, .. }));
+    assert!(matches!(
+        one(&[4], 0, 8),
+        GgufError::Misaligned { offset: 8, .. }
+    ));
     assert!(matches!(one(&[4], 0, 1 << 20), GgufError::OutOfFile { .. }));
-    assert!(matches!(one(&[4], 0, u64::MAX - 31), GgufError::OutOfFile { .. }));
+    assert!(matches!(
+        one(&[4], 0, u64::MAX - 31),
+        GgufError::OutOfFile { .. }
+    ));
     assert!(matches!(one(&[1 << 20], 0, 0), GgufError::OutOfFile { .. }));
 
-    let bytes = header(2, 0, &[&tensor("a", &[9], 0, 0), &tensor("b", &[1], 0, 32), &[0; 200]]);
-    assert!(matches!(parse(bytes), Err(GgufError::Overlap { first, second }) if first == "a" && second == "b"));
+    let bytes = header(
+        2,
+        0,
+        &[
+            &tensor("a", &[9], 0, 0),
+            &tensor("b", &[1], 0, 32),
+            &[0; 200],
+        ],
+    );
+    assert!(
+        matches!(parse(bytes), Err(GgufError::Overlap { first, second }) if first == "a" && second == "b")
+    );
 }
 
 #[test]
 fn an_unsupported_tensor_type_is_named_with_those_that_are_not() {
-    let error = parse(header(1, 0, &[&tensor("blk.0.w", &[256], 16, 0), &[0; 128]])).unwrap_err().to_string();
-    assert!(error.contains("\"blk.0.w\"") && error.contains("iq2_xxs") && error.contains("q4_k"), "{error}");
-    let error = parse(header(1, 0, &[&tensor("t", &[256], 999, 0), &[0; 128]])).unwrap_err().to_string();
+    let error = parse(header(
+        1,
+        0,
+        &[&tensor("blk.0.w", &[256], 16, 0), &[0; 128]],
+    ))
+    .unwrap_err()
+    .to_string();
+    assert!(
+        error.contains("\"blk.0.w\"") && error.contains("iq2_xxs") && error.contains("q4_k"),
+        "{error}"
+    );
+    let error = parse(header(1, 0, &[&tensor("t", &[256], 999, 0), &[0; 128]]))
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("999"), "{error}");
 }
 
@@ -220,25 +339,72 @@ fn only_sensible_alignments_are_honoured() {
     let tensors = [plan("a", DType::F32, &[3]), plan("b", DType::F16, &[5])];
     for alignment in [8u32, 32, 4096, 65536] {
         let gguf = parse(file(&with(alignment.into()), &tensors)).unwrap();
-        assert!(gguf.tensors().values().all(|t| t.offset.is_multiple_of(alignment.into())));
+        assert!(
+            gguf.tensors()
+                .values()
+                .all(|t| t.offset.is_multiple_of(alignment.into()))
+        );
     }
-    for value in [0u32.into(), 4u32.into(), 48u32.into(), 131072u32.into(), "32".into(), Value::I32(-32)] {
+    for value in [
+        0u32.into(),
+        4u32.into(),
+        48u32.into(),
+        131072u32.into(),
+        "32".into(),
+        Value::I32(-32),
+    ] {
         let entry = with(value.clone());
-        let result = write_to(Vec::new(), &entry, &tensors, |i| io::Result::Ok(content(&tensors[i], i)));
+        let result = write_to(Vec::new(), &entry, &tensors, |i| {
+            io::Result::Ok(content(&tensors[i], i))
+        });
         assert!(result.is_err(), "{value:?}");
     }
-    let bytes = header(0, 1, &[&string("general.alignment"), &4u32.to_le_bytes(), &7u32.to_le_bytes()]);
-    assert!(matches!(parse(bytes), Err(GgufError::Alignment { found: Some(7) })));
+    let bytes = header(
+        0,
+        1,
+        &[
+            &string("general.alignment"),
+            &4u32.to_le_bytes(),
+            &7u32.to_le_bytes(),
+        ],
+    );
+    assert!(matches!(
+        parse(bytes),
+        Err(GgufError::Alignment { found: Some(7) })
+    ));
 }
 
 #[test]
 fn bad_text_and_bad_truth_are_refused_with_their_place() {
-    let key = |bytes: &[u8]| header(0, 1, &[&(bytes.len() as u64).to_le_bytes(), bytes, &0u32.to_le_bytes(), &[0]]);
-    assert!(matches!(parse(key(b"\xff\xfe")), Err(GgufError::Utf8 { offset: 32, .. })));
+    let key = |bytes: &[u8]| {
+        header(
+            0,
+            1,
+            &[
+                &(bytes.len() as u64).to_le_bytes(),
+                bytes,
+                &0u32.to_le_bytes(),
+                &[0],
+            ],
+        )
+    };
+    assert!(matches!(
+        parse(key(b"\xff\xfe")),
+        Err(GgufError::Utf8 { offset: 32, .. })
+    ));
     let bytes = header(0, 1, &[&string("k"), &7u32.to_le_bytes(), &[2]]);
-    assert!(matches!(parse(bytes), Err(GgufError::Bool { found: 2, offset: 37 })));
+    assert!(matches!(
+        parse(bytes),
+        Err(GgufError::Bool {
+            found: 2,
+            offset: 37
+        })
+    ));
     let bytes = header(0, 1, &[&string("k"), &13u32.to_le_bytes(), &[2]]);
-    assert!(matches!(parse(bytes), Err(GgufError::ValueType { id: 13, offset: 33 })));
+    assert!(matches!(
+        parse(bytes),
+        Err(GgufError::ValueType { id: 13, offset: 33 })
+    ));
 }
 
 #[test]
@@ -246,7 +412,10 @@ fn a_failed_write_leaves_the_old_file_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.gguf");
     let tensors = [plan("a", DType::F32, &[4]), plan("b", DType::F32, &[4])];
-    write(&path, &Metadata::new(), &tensors, |i| io::Result::Ok(content(&tensors[i], i))).unwrap();
+    write(&path, &Metadata::new(), &tensors, |i| {
+        io::Result::Ok(content(&tensors[i], i))
+    })
+    .unwrap();
     let before = std::fs::read(&path).unwrap();
 
     let failed = write(&path, &Metadata::new(), &tensors, |i| match i {
@@ -254,10 +423,20 @@ fn a_failed_write_leaves_the_old_file_and_nothing_else() {
         _ => Err(io::Error::other("no more")),
     });
     assert_eq!(failed.unwrap_err().to_string(), "no more");
-    let short = write(&path, &Metadata::new(), &tensors, |_| io::Result::Ok(Bytes::from_static(b"abc")));
-    assert_eq!(short.unwrap_err().to_string(), "tensor \"a\" takes 16 bytes; 3 were given");
+    let short = write(&path, &Metadata::new(), &tensors, |_| {
+        io::Result::Ok(Bytes::from_static(b"abc"))
+    });
+    assert_eq!(
+        short.unwrap_err().to_string(),
+        "tensor \"a\" takes 16 bytes; 3 were given"
+    );
     let twice = [tensors[0].clone(), tensors[0].clone()];
-    assert!(write(&path, &Metadata::new(), &twice, |i| io::Result::Ok(content(&twice[i], i))).is_err());
+    assert!(
+        write(&path, &Metadata::new(), &twice, |i| io::Result::Ok(
+            content(&twice[i], i)
+        ))
+        .is_err()
+    );
 
     assert_eq!(std::fs::read(&path).unwrap(), before);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
@@ -288,7 +467,10 @@ mod split {
             ("split.count".to_owned(), Value::U16(count)),
             ("split.tensors.count".to_owned(), Value::I32(total)),
         ]);
-        write(&path, &metadata, tensors, |i| io::Result::Ok(content(&tensors[i], no as usize * 10 + i))).unwrap();
+        write(&path, &metadata, tensors, |i| {
+            io::Result::Ok(content(&tensors[i], no as usize * 10 + i))
+        })
+        .unwrap();
         path
     }
 
@@ -296,10 +478,20 @@ mod split {
     fn the_parts_of_a_model_open_as_one() {
         let dir = tempfile::tempdir().unwrap();
         let first = part(dir.path(), 0, 3, &[plan("a", DType::F32, &[4])], 4);
-        part(dir.path(), 1, 3, &[plan("b", DType::F32, &[5]), plan("c", DType::F16, &[6])], 4);
+        part(
+            dir.path(),
+            1,
+            3,
+            &[plan("b", DType::F32, &[5]), plan("c", DType::F16, &[6])],
+            4,
+        );
         part(dir.path(), 2, 3, &[plan("d", DType::F32, &[7])], 4);
         let gguf = Gguf::open(&first).unwrap();
-        let found: Vec<_> = gguf.tensors().iter().map(|(name, t)| (name.as_str(), gguf.data(t)[0])).collect();
+        let found: Vec<_> = gguf
+            .tensors()
+            .iter()
+            .map(|(name, t)| (name.as_str(), gguf.data(t)[0]))
+            .collect();
         assert_eq!(found, [("a", 0), ("b", 10), ("c", 11), ("d", 20)]);
     }
 
@@ -308,7 +500,11 @@ mod split {
         let dir = tempfile::tempdir().unwrap();
         let error = |path: &Path| Gguf::open(path).unwrap_err().to_string();
         let first = part(dir.path(), 0, 2, &[plan("a", DType::F32, &[4])], 2);
-        assert!(error(&first).contains("m-00002-of-00002.gguf"), "{}", error(&first));
+        assert!(
+            error(&first).contains("m-00002-of-00002.gguf"),
+            "{}",
+            error(&first)
+        );
 
         let second = part(dir.path(), 1, 2, &[plan("a", DType::F32, &[4])], 2);
         assert!(error(&second).contains("open "), "{}", error(&second));
@@ -322,7 +518,11 @@ mod split {
 
         let renamed = dir.path().join("other.gguf");
         std::fs::copy(&first, &renamed).unwrap();
-        assert!(error(&renamed).contains("-00001-of-00002.gguf"), "{}", error(&renamed));
+        assert!(
+            error(&renamed).contains("-00001-of-00002.gguf"),
+            "{}",
+            error(&renamed)
+        );
     }
 }
 
@@ -368,13 +568,18 @@ fn metadata() -> impl Strategy<Value = Metadata> {
 }
 
 fn tensors() -> impl Strategy<Value = Vec<TensorPlan>> {
-    let one = (0..DType::ALL.len(), vec(1usize..5, 0..4), 1usize..4).prop_map(|(dtype, mut shape, blocks)| {
-        let dtype = DType::ALL[dtype];
-        shape.push(blocks * dtype.block_len());
-        (dtype, shape)
-    });
+    let one = (0..DType::ALL.len(), vec(1usize..5, 0..4), 1usize..4).prop_map(
+        |(dtype, mut shape, blocks)| {
+            let dtype = DType::ALL[dtype];
+            shape.push(blocks * dtype.block_len());
+            (dtype, shape)
+        },
+    );
     vec(one, 0..8).prop_map(|all| {
-        all.into_iter().enumerate().map(|(i, (dtype, shape))| plan(&format!("t.{i}"), dtype, &shape)).collect()
+        all.into_iter()
+            .enumerate()
+            .map(|(i, (dtype, shape))| plan(&format!("t.{i}"), dtype, &shape))
+            .collect()
     })
 }
 
