@@ -138,6 +138,58 @@ fn a_real_file_written_again_is_the_same_but_for_its_end() {
     }
 }
 
+/// `fixtures/gguf_py.py` wrote the file with ggml's own Python package.
+#[test]
+fn a_file_of_another_writer_has_its_values_and_shapes() {
+    let gguf = parse(&include_bytes!("fixtures/gguf-py.gguf")[..]).unwrap();
+    let array = |key: &str| gguf.get(key).and_then(Value::as_array).unwrap();
+    assert_eq!(
+        gguf.get("general.architecture").and_then(Value::as_str),
+        Some("llama")
+    );
+    assert_eq!(
+        gguf.get("llama.block_count").and_then(Value::as_u64),
+        Some(3)
+    );
+    assert_eq!(
+        array("tokenizer.ggml.tokens").strings().unwrap(),
+        ["a", "ß", ""]
+    );
+    assert_eq!(
+        array("tokenizer.ggml.scores").f32s().unwrap(),
+        [0.5, -1.0, 2.0]
+    );
+    assert_eq!(array("array.bool").bools().unwrap(), [true, false]);
+    assert_eq!(
+        array("array.nested"),
+        &Array::Array(vec![Array::I32(vec![1, 2]), Array::I32(vec![3])])
+    );
+    assert_eq!(gguf.get("f64").and_then(Value::as_f64), Some(0.1));
+
+    for dtype in ["F32", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"] {
+        let tensor = &gguf.tensors()[if dtype == "F32" { "f32" } else { dtype }];
+        assert_eq!(tensor.dtype, DType::from_name(dtype).unwrap());
+        assert_eq!(tensor.shape, [2, 3, 64]);
+        assert_eq!(tensor.len as usize, 6 * tensor.dtype.bytes_for(64).unwrap());
+        assert!(tensor.offset.is_multiple_of(64));
+    }
+    let f32s = |name: &str| -> Vec<f32> {
+        let data = gguf.data(&gguf.tensors()[name]);
+        data.as_chunks::<4>()
+            .0
+            .iter()
+            .map(|&raw| f32::from_le_bytes(raw))
+            .collect()
+    };
+    assert_eq!(
+        f32s("f32"),
+        (0..2 * 3 * 64).map(|i| i as f32).collect::<Vec<_>>()
+    );
+    assert_eq!(f32s("vector"), [1.0, 2.0, 3.0]);
+    assert_eq!(gguf.tensors()["f16"].shape, [3, 64]);
+    assert_eq!(gguf.data(&gguf.tensors()["f16"])[2..4], [0x00, 0x3c]); // 1.0 after 0.0
+}
+
 #[test]
 fn truncating_anywhere_is_an_error_and_no_panic() {
     let whole = sample();
