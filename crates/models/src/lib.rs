@@ -2,9 +2,26 @@
 //!
 //! [`Config`] says everything in which the architectures differ; [`Decoder`] is the one forward
 //! pass that it drives, [`Encoder`] the bidirectional one. A checkpoint comes as a Hugging Face
-//! folder or a GGUF file; [`open`] reads either into the same types.
+//! folder or a GGUF file; [`open()`] reads either into the same types.
 #![deny(missing_docs)]
 
+mod architecture;
 mod batch;
+pub mod config;
+mod decoder;
+mod encoder;
+mod moe;
+mod open;
+mod rope;
+mod tensors;
+mod weights;
 
+pub use architecture::Architecture;
 pub use batch::{Batch, Outputs};
+pub use config::Config;
+pub use decoder::{Decoder, Scratch};
+pub use encoder::{Encoder, EncoderScratch};
+pub use open::{
+    Info, Model, OpenError, Opened, Recommended, TensorFact, Workspace, open, open_bytes,
+};
+pub use tensors::TensorError;

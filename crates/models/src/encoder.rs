@@ -1,0 +1,185 @@
+//! BERT and its kind: every token sees the whole text; used for embeddings.
+
+use sedge_kernels::{Matrix, Team, add_assign, attend_all, gelu, layer_norm};
+
+use crate::batch::{Batch, Outputs};
+use crate::config::Config;
+use crate::decoder::{linear, positions, sized};
+use crate::tensors::{TensorError, Tensors};
+use crate::weights::Linear;
+
+/// A bidirectional encoder.
+#[derive(Debug)]
+pub struct Encoder {
+    config: Config,
+    tokens: Matrix,
+    positions: Matrix,
+    /// The type of every token is 0: one text at a time, no pairs.
+    token_type: Vec<f32>,
+    norm: Norm,
+    layers: Vec<EncoderLayer>,
+}
+
+#[derive(Debug)]
+struct Norm {
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+#[derive(Debug)]
+struct EncoderLayer {
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    output: Linear,
+    output_norm: Norm,
+    up: Linear,
+    down: Linear,
+    norm: Norm,
+}
+
+/// Working memory of an encoder.
+#[derive(Debug, Default)]
+pub struct EncoderScratch {
+    positions: Vec<u32>,
+    row: Vec<f32>,
+    state: Vec<f32>,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    result: Vec<f32>,
+    inner: Vec<f32>,
+}
+
+impl Encoder {
+    pub(crate) fn load(config: Config, t: &Tensors) -> Result<Encoder, TensorError> {
+        let hidden = config.hidden;
+        let norm = |name: &str| -> Result<Norm, TensorError> {
+            let weight = t.vector(&format!("{name}.weight"), hidden)?;
+            Ok(Norm {
+                weight,
+                bias: t.vector(&format!("{name}.bias"), hidden)?,
+            })
+        };
+        let linear = |name: &str, rows: usize, cols: usize| -> Result<Linear, TensorError> {
+            let weight = t.matrix(&format!("{name}.weight"), rows, cols)?;
+            Ok(Linear {
+                weight,
+                bias: t.maybe_vector(&format!("{name}.bias"), rows)?,
+            })
+        };
+        let layer = |i: usize| -> Result<EncoderLayer, TensorError> {
+            let name = |part: &str| format!("blk.{i}.{part}");
+            Ok(EncoderLayer {
+                q: linear(&name("attn_q"), hidden, hidden)?,
+                k: linear(&name("attn_k"), hidden, hidden)?,
+                v: linear(&name("attn_v"), hidden, hidden)?,
+                output: linear(&name("attn_output"), hidden, hidden)?,
+                output_norm: norm(&name("attn_output_norm"))?,
+                up: linear(&name("ffn_up"), config.intermediate, hidden)?,
+                down: linear(&name("ffn_down"), hidden, config.intermediate)?,
+                norm: norm(&name("layer_output_norm"))?,
+            })
+        };
+        let mut token_type = vec![0.0; hidden];
+        if config.token_types > 0 {
+            t.matrix("token_types.weight", config.token_types, hidden)?
+                .row(0, &mut token_type);
+        }
+        let encoder = Encoder {
+            tokens: t.matrix("token_embd.weight", config.vocab, hidden)?,
+            positions: t.matrix("position_embd.weight", config.context, hidden)?,
+            token_type,
+            norm: norm("token_embd_norm")?,
+            layers: (0..config.layers.len())
+                .map(layer)
+                .collect::<Result<_, _>>()?,
+            config,
+        };
+        t.all_used()?;
+        Ok(encoder)
+    }
+
+    /// The model's shape and rules.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Runs whole texts, a segment each, and leaves the last hidden states that the batch asks for.
+    ///
+    /// # Panics
+    /// When a token or a position is out of range.
+    pub fn forward(&self, team: &Team, batch: &Batch, s: &mut EncoderScratch, out: &mut Outputs) {
+        let (c, rows) = (&self.config, batch.tokens.len());
+        let (hidden, len) = (c.hidden, rows * c.hidden);
+        positions(&batch.segments, rows, &mut s.positions);
+        let (state, row) = (sized(&mut s.state, len), sized(&mut s.row, hidden));
+        for ((to, &token), &position) in state
+            .chunks_exact_mut(hidden)
+            .zip(&batch.tokens)
+            .zip(&s.positions)
+        {
+            self.tokens.row(token as usize, to);
+            self.positions.row(position as usize, row);
+            add_assign(to, row);
+            add_assign(to, &self.token_type);
+        }
+        let result = sized(&mut s.result, len);
+        result.copy_from_slice(state);
+        layer_norm(
+            result,
+            &self.norm.weight,
+            &self.norm.bias,
+            c.norm_eps,
+            state,
+        );
+        let texts: Vec<_> = batch
+            .segments
+            .iter()
+            .map(|segment| segment.rows.clone())
+            .collect();
+        for w in &self.layers {
+            let (q, k, v) = (
+                sized(&mut s.q, len),
+                sized(&mut s.k, len),
+                sized(&mut s.v, len),
+            );
+            linear(team, state, &w.q, q);
+            linear(team, state, &w.k, k);
+            linear(team, state, &w.v, v);
+            let attended = sized(&mut s.inner, len);
+            attend_all(
+                team,
+                c.heads,
+                c.head_dim,
+                c.attention_scale,
+                &texts,
+                q,
+                k,
+                v,
+                attended,
+            );
+            linear(team, attended, &w.output, result);
+            add_assign(result, state);
+            layer_norm(
+                result,
+                &w.output_norm.weight,
+                &w.output_norm.bias,
+                c.norm_eps,
+                state,
+            );
+            let inner = sized(&mut s.inner, rows * c.intermediate);
+            linear(team, state, &w.up, inner);
+            gelu(inner);
+            linear(team, inner, &w.down, result);
+            add_assign(result, state);
+            layer_norm(result, &w.norm.weight, &w.norm.bias, c.norm_eps, state);
+        }
+        out.logits.clear();
+        out.hidden.clear();
+        for &row in &batch.hidden {
+            out.hidden
+                .extend_from_slice(&state[row as usize * hidden..][..hidden]);
+        }
+    }
+}

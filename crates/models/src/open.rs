@@ -1,0 +1,359 @@
+//! Opening a checkpoint: a Hugging Face folder or a GGUF file, into the same types.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sedge_formats::gguf::{Gguf, GgufError, Value};
+use sedge_formats::safetensors::{Checkpoint, SafetensorsError};
+use sedge_formats::tokenizer::{Tokenizer, TokenizerError};
+use sedge_kernels::{DType, KvPages, KvShape, Team};
+
+use crate::batch::{Batch, Outputs};
+use crate::config::{self, Config, ConfigError};
+use crate::decoder::{Decoder, Scratch};
+use crate::encoder::{Encoder, EncoderScratch};
+use crate::tensors::{TensorError, Tensors};
+
+/// Why a checkpoint could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Nothing is there, or it cannot be read.
+    #[error("{path}: {source}")]
+    Io {
+        /// File or folder.
+        path: String,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// A folder without the files of a checkpoint, or a file of another kind.
+    #[error(
+        "{path} is not a model: expected a .gguf file, or a folder with config.json and *.safetensors"
+    )]
+    NotAModel {
+        /// File or folder.
+        path: String,
+    },
+    /// The GGUF file is malformed.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// The safetensors files are malformed.
+    #[error(transparent)]
+    Safetensors(#[from] SafetensorsError),
+    /// The tokenizer is malformed.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The configuration is of no use.
+    #[error("{place}: {source}")]
+    Config {
+        /// `config.json` or the GGUF file's metadata.
+        place: String,
+        /// What is wrong.
+        source: ConfigError,
+    },
+    /// The tensors do not fit the configuration.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    /// A token that the vocabulary has is not in the model's.
+    #[error("the tokenizer has {tokenizer} tokens, the model {model}")]
+    Vocabulary {
+        /// Tokens of the tokenizer.
+        tokenizer: usize,
+        /// Rows of the embeddings.
+        model: usize,
+    },
+}
+
+/// A model that can run.
+#[derive(Debug)]
+pub enum Model {
+    /// Generates text.
+    Decoder(Decoder),
+    /// Embeds text.
+    Encoder(Encoder),
+}
+
+/// Working memory of either kind.
+#[derive(Debug, Default)]
+pub struct Workspace {
+    decoder: Scratch,
+    encoder: EncoderScratch,
+}
+
+impl Model {
+    /// The model's shape and rules.
+    pub fn config(&self) -> &Config {
+        match self {
+            Model::Decoder(model) => model.config(),
+            Model::Encoder(model) => model.config(),
+        }
+    }
+
+    /// What the cache keeps of a token in one layer.
+    pub fn kv_shape(&self) -> KvShape {
+        self.config().kv_shape()
+    }
+
+    /// Runs a batch. An encoder leaves no logits and touches no pages.
+    ///
+    /// # Panics
+    /// When a token is not in the vocabulary, or segments, tables and pages do not fit together.
+    pub fn forward(
+        &self,
+        team: &Team,
+        batch: &Batch,
+        kv: &mut KvPages,
+        work: &mut Workspace,
+        out: &mut Outputs,
+    ) {
+        match self {
+            Model::Decoder(model) => model.forward(team, batch, kv, &mut work.decoder, out),
+            Model::Encoder(model) => model.forward(team, batch, &mut work.encoder, out),
+        }
+    }
+}
+
+/// One tensor, as `sedge show` lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorFact {
+    /// Name in the checkpoint.
+    pub name: String,
+    /// Stored type.
+    pub dtype: DType,
+    /// Slowest dimension first.
+    pub shape: Vec<usize>,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// What there is to know of a checkpoint without running it.
+#[derive(Debug, Clone)]
+pub struct Info {
+    /// Name that the checkpoint gives itself, or that of its file or folder.
+    pub name: String,
+    /// Container: "gguf" or "safetensors".
+    pub container: &'static str,
+    /// Values in all tensors.
+    pub parameters: u64,
+    /// Bytes of all tensors.
+    pub bytes: u64,
+    /// Tensors in the order of the checkpoint.
+    pub tensors: Vec<TensorFact>,
+}
+
+/// An opened checkpoint.
+#[derive(Debug)]
+pub struct Opened {
+    /// The model.
+    pub model: Model,
+    /// Its vocabulary, if the checkpoint has one.
+    pub tokenizer: Option<Arc<Tokenizer>>,
+    /// The text of its chat template.
+    pub chat_template: Option<String>,
+    /// Facts to show.
+    pub info: Info,
+    /// Sampling that the checkpoint's `generation_config.json` recommends.
+    pub recommended: Recommended,
+}
+
+/// Sampling that a checkpoint recommends; `None` where it says nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Recommended {
+    /// Temperature; 0 for always the most likely token.
+    pub temperature: Option<f32>,
+    /// Share of probability to keep.
+    pub top_p: Option<f32>,
+    /// Number of tokens to keep.
+    pub top_k: Option<usize>,
+    /// Penalty of repeated tokens.
+    pub repetition_penalty: Option<f32>,
+}
+
+/// Opens a `.gguf` file or a Hugging Face folder. Weights stay mapped: opening reads headers.
+///
+/// # Errors
+/// When it is not a model, is malformed, or is of an architecture that is not known.
+pub fn open(path: &Path) -> Result<Opened, OpenError> {
+    let shown = path.display().to_string();
+    let facts = std::fs::metadata(path).map_err(|source| OpenError::Io {
+        path: shown.clone(),
+        source,
+    })?;
+    let name = path
+        .canonicalize()
+        .ok()
+        .and_then(|p| {
+            if facts.is_dir() {
+                p.file_name()
+            } else {
+                p.file_stem()
+            }
+            .map(|n| n.to_string_lossy().into_owned())
+        })
+        .unwrap_or_else(|| "model".into());
+    if facts.is_dir() {
+        open_folder(path, name)
+    } else if path
+        .extension()
+        .is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
+        || starts_as_gguf(path)
+    {
+        open_gguf(&Gguf::open(path)?, name, &shown)
+    } else {
+        Err(OpenError::NotAModel { path: shown })
+    }
+}
+
+/// Opens a GGUF file that is in memory, under a name for errors and for show.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_bytes(bytes: Bytes, name: &str) -> Result<Opened, OpenError> {
+    open_gguf(&Gguf::parse(bytes)?, name.into(), name)
+}
+
+fn starts_as_gguf(path: &Path) -> bool {
+    use std::io::Read;
+    let mut magic = [0; 4];
+    std::fs::File::open(path)
+        .and_then(|mut f| f.read_exact(&mut magic))
+        .is_ok()
+        && &magic == b"GGUF"
+}
+
+fn open_folder(path: &Path, name: String) -> Result<Opened, OpenError> {
+    let config_path = path.join("config.json");
+    let place = config_path.display().to_string();
+    let text = match std::fs::read_to_string(&config_path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Err(OpenError::NotAModel {
+                path: path.display().to_string(),
+            });
+        }
+        Err(source) => {
+            return Err(OpenError::Io {
+                path: place,
+                source,
+            });
+        }
+    };
+    let config = config::from_hf(&text).map_err(|source| OpenError::Config { place, source })?;
+    let checkpoint = Checkpoint::open(path)?;
+    let tensors = Tensors::from_hf(&checkpoint, config.architecture)?;
+    let tokenizer = match path.join("tokenizer.json").is_file() {
+        true => Some(Tokenizer::open(path)?),
+        false => None,
+    };
+    let facts = checkpoint.tensors.iter().map(|(name, t)| TensorFact {
+        name: name.clone(),
+        dtype: t.dtype,
+        shape: t.shape.clone(),
+        bytes: t.data.len() as u64,
+    });
+    let info = info(name, "safetensors", facts.collect());
+    let generation =
+        std::fs::read_to_string(path.join("generation_config.json")).unwrap_or_default();
+    finish(
+        config,
+        &tensors,
+        tokenizer,
+        info,
+        recommended_by_json(&generation),
+    )
+}
+
+fn open_gguf(file: &Gguf, name: String, place: &str) -> Result<Opened, OpenError> {
+    let config = config::from_gguf(file).map_err(|source| OpenError::Config {
+        place: place.into(),
+        source,
+    })?;
+    let tensors = Tensors::from_gguf(file, config.architecture);
+    let tokenizer = match file.get("tokenizer.ggml.model") {
+        Some(_) => Some(Tokenizer::from_gguf(file)?),
+        None => None,
+    };
+    let facts = file.tensors().iter().map(|(name, t)| TensorFact {
+        name: name.clone(),
+        dtype: t.dtype,
+        shape: t.shape.clone(),
+        bytes: t.len,
+    });
+    let given = file
+        .get("general.name")
+        .and_then(Value::as_str)
+        .filter(|n| !n.is_empty())
+        .map(String::from);
+    let info = info(given.unwrap_or(name), "gguf", facts.collect());
+    let number = |key: &str| {
+        file.get(&format!("general.sampling.{key}"))
+            .and_then(Value::as_f64)
+    };
+    let recommended = Recommended {
+        temperature: number("temp").map(|v| v as f32),
+        top_p: number("top_p").map(|v| v as f32),
+        top_k: number("top_k").filter(|&v| v >= 0.0).map(|v| v as usize),
+        repetition_penalty: number("penalty_repeat").map(|v| v as f32),
+    };
+    finish(config, &tensors, tokenizer, info, recommended)
+}
+
+fn info(name: String, container: &'static str, tensors: Vec<TensorFact>) -> Info {
+    let parameters = tensors
+        .iter()
+        .map(|t| t.shape.iter().product::<usize>() as u64)
+        .sum();
+    let bytes = tensors.iter().map(|t| t.bytes).sum();
+    Info {
+        name,
+        container,
+        parameters,
+        bytes,
+        tensors,
+    }
+}
+
+fn recommended_by_json(text: &str) -> Recommended {
+    let json: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
+    let number = |key: &str| json.get(key).and_then(serde_json::Value::as_f64);
+    let sampled = json.get("do_sample").and_then(serde_json::Value::as_bool);
+    Recommended {
+        temperature: match sampled {
+            Some(false) => Some(0.0),
+            _ => number("temperature").map(|v| v as f32),
+        },
+        top_p: number("top_p").map(|v| v as f32),
+        top_k: number("top_k").filter(|&v| v >= 0.0).map(|v| v as usize),
+        repetition_penalty: number("repetition_penalty").map(|v| v as f32),
+    }
+}
+
+fn finish(
+    config: Config,
+    tensors: &Tensors,
+    tokenizer: Option<Tokenizer>,
+    info: Info,
+    recommended: Recommended,
+) -> Result<Opened, OpenError> {
+    // Padding rows in the embeddings are common; ids beyond them would be read out of range.
+    if let Some(t) = tokenizer.as_ref().filter(|t| t.len() > config.vocab) {
+        return Err(OpenError::Vocabulary {
+            tokenizer: t.len(),
+            model: config.vocab,
+        });
+    }
+    let chat_template = tokenizer
+        .as_ref()
+        .and_then(|t| t.chat_template().map(String::from));
+    let model = match config.bidirectional() {
+        true => Model::Encoder(Encoder::load(config, tensors)?),
+        false => Model::Decoder(Decoder::load(config, tensors)?),
+    };
+    Ok(Opened {
+        model,
+        tokenizer: tokenizer.map(Arc::new),
+        chat_template,
+        info,
+        recommended,
+    })
+}

@@ -1,0 +1,167 @@
+//! Running a checkpoint of tests/golden, and reading what it should compute.
+#![allow(dead_code)] // each test file uses a part
+
+use std::path::{Path, PathBuf};
+
+use safetensors::SafeTensors;
+use sedge_kernels::{KvPages, KvType, PAGE_TOKENS, Segment, Team, argmax};
+use sedge_models::{Batch, Model, Opened, Outputs, Workspace, open};
+
+pub fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(name)
+}
+
+pub struct Golden(Vec<u8>);
+
+pub fn golden(name: &str) -> Golden {
+    Golden(std::fs::read(folder(name).join("golden.safetensors")).unwrap())
+}
+
+impl Golden {
+    pub fn ids(&self, key: &str) -> Vec<u32> {
+        let file = SafeTensors::deserialize(&self.0).unwrap();
+        let (eights, _) = file.tensor(key).unwrap().data().as_chunks::<8>();
+        eights
+            .iter()
+            .map(|b| i64::from_le_bytes(*b) as u32)
+            .collect()
+    }
+
+    pub fn f32s(&self, key: &str) -> Vec<f32> {
+        let file = SafeTensors::deserialize(&self.0).unwrap();
+        let (fours, _) = file.tensor(key).unwrap().data().as_chunks::<4>();
+        fours.iter().map(|b| f32::from_le_bytes(*b)).collect()
+    }
+}
+
+const PAGES: usize = 64;
+
+pub struct Run {
+    pub model: Model,
+    team: Team,
+    kv: KvPages,
+    work: Workspace,
+}
+
+impl Run {
+    pub fn open(name: &str, kv: KvType) -> Run {
+        Run::of(open(&folder(name)).unwrap(), kv)
+    }
+
+    pub fn of(opened: Opened, kv: KvType) -> Run {
+        let config = opened.model.config();
+        let kv = KvPages::new(config.layers.len(), PAGES, config.kv_shape(), kv);
+        Run {
+            model: opened.model,
+            team: Team::new(2),
+            kv,
+            work: Workspace::default(),
+        }
+    }
+
+    fn forward(&mut self, batch: &Batch) -> Outputs {
+        let mut out = Outputs::default();
+        self.model
+            .forward(&self.team, batch, &mut self.kv, &mut self.work, &mut out);
+        out
+    }
+
+    fn segment(
+        rows: std::ops::Range<usize>,
+        position: usize,
+        pages: std::ops::Range<usize>,
+    ) -> Segment {
+        Segment {
+            rows,
+            position,
+            pages,
+        }
+    }
+
+    /// Logits of every position, the prompt cut into chunks.
+    pub fn logits(&mut self, ids: &[u32], chunk: usize) -> Vec<f32> {
+        let mut all = Vec::new();
+        for (i, part) in ids.chunks(chunk).enumerate() {
+            let batch = Batch {
+                tokens: part.to_vec(),
+                segments: vec![Run::segment(0..part.len(), i * chunk, 0..PAGES)],
+                // Not in order, so that a table that is ignored shows.
+                tables: (0..PAGES as u32).rev().collect(),
+                logits: (0..part.len() as u32).collect(),
+                ..Batch::default()
+            };
+            all.extend(self.forward(&batch).logits);
+        }
+        all
+    }
+
+    /// Logits of every position of `ids`, run in one batch among other sequences.
+    pub fn logits_among_others(&mut self, ids: &[u32], sequences: usize) -> Vec<f32> {
+        let pages = ids.len().div_ceil(PAGE_TOKENS);
+        let mut batch = Batch {
+            tables: (0..(sequences * pages) as u32).collect(),
+            ..Batch::default()
+        };
+        for sequence in 0..sequences {
+            let start = batch.tokens.len();
+            let own = sequence == sequences / 2;
+            let len = if own {
+                ids.len()
+            } else {
+                1 + sequence * 5 % ids.len()
+            };
+            let token = |i: usize| {
+                if own {
+                    ids[i]
+                } else {
+                    (ids[i] + sequence as u32 * 31) % 512
+                }
+            };
+            batch.tokens.extend((0..len).map(token));
+            batch.segments.push(Run::segment(
+                start..start + len,
+                0,
+                sequence * pages..(sequence + 1) * pages,
+            ));
+            if own {
+                batch.logits = (start as u32..(start + len) as u32).collect();
+            }
+        }
+        self.forward(&batch).logits
+    }
+
+    /// The most likely continuation, token by token.
+    pub fn greedy(&mut self, prompt: &[u32], tokens: usize) -> Vec<u32> {
+        let vocab = self.model.config().vocab;
+        let mut next =
+            argmax(&self.logits(prompt, prompt.len())[(prompt.len() - 1) * vocab..]) as u32;
+        let mut out = vec![next];
+        while out.len() < tokens {
+            let position = prompt.len() + out.len() - 1;
+            let batch = Batch {
+                tokens: vec![next],
+                segments: vec![Run::segment(0..1, position, 0..PAGES)],
+                tables: (0..PAGES as u32).rev().collect(),
+                logits: vec![0],
+                ..Batch::default()
+            };
+            next = argmax(&self.forward(&batch).logits) as u32;
+            out.push(next);
+        }
+        out
+    }
+
+    /// Final hidden states of every position.
+    pub fn hidden(&mut self, ids: &[u32]) -> Vec<f32> {
+        let batch = Batch {
+            tokens: ids.to_vec(),
+            segments: vec![Run::segment(0..ids.len(), 0, 0..PAGES)],
+            tables: (0..PAGES as u32).collect(),
+            hidden: (0..ids.len() as u32).collect(),
+            ..Batch::default()
+        };
+        self.forward(&batch).hidden
+    }
+}

@@ -1,0 +1,98 @@
+//! Every architecture against another implementation's logits and greedy ids.
+//! See tests/golden/README.md for what the files hold.
+
+mod common;
+
+use common::{Run, golden};
+use sedge_kernels::KvType;
+
+/// The bound is on logits of random models in float32, summed in another order.
+const MOST: f32 = 2e-3;
+
+fn agrees(name: &str) {
+    let want = golden(name);
+    let ids = want.ids("input_ids");
+    let mut run = Run::open(name, KvType::F32);
+
+    let logits = run.logits(&ids, ids.len());
+    let worst = logits
+        .iter()
+        .zip(want.f32s("logits"))
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max);
+    println!("{name}: max |Δlogit| = {worst:.2e}");
+    assert!(worst <= MOST, "{name}: max |Δlogit| = {worst:e}");
+
+    let greedy = want.ids("greedy");
+    assert_eq!(
+        run.greedy(&greedy[..16], 24),
+        greedy[16..],
+        "{name}: greedy ids"
+    );
+
+    // Any chunks give the same bits: a token does not see how its prompt was cut.
+    for chunk in [1, 7, 16] {
+        assert!(
+            run.logits(&ids, chunk) == logits,
+            "{name}: chunks of {chunk} differ"
+        );
+    }
+}
+
+macro_rules! agree {
+    ($($test:ident: $folder:literal),* $(,)?) => {
+        $(#[test]
+        fn $test() {
+            agrees($folder);
+        })*
+    };
+}
+
+agree! {
+    deepseek_v2: "deepseek-v2",
+    gemma2: "gemma2",
+    gemma3: "gemma3",
+    llama: "llama",
+    llama31_rope: "llama31-rope",
+    mistral_window: "mistral-window",
+    mixtral: "mixtral",
+    olmoe: "olmoe",
+    phi3: "phi3",
+    qwen2: "qwen2",
+    qwen2_moe: "qwen2-moe",
+    qwen3: "qwen3",
+    qwen3_moe: "qwen3-moe",
+    smollm3: "smollm3",
+}
+
+#[test]
+fn bert() {
+    let want = golden("bert");
+    let hidden = Run::open("bert", KvType::F32).hidden(&want.ids("input_ids"));
+    let worst = hidden
+        .iter()
+        .zip(want.f32s("hidden"))
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max);
+    println!("bert: max |Δhidden| = {worst:.2e}");
+    assert!(worst <= 1e-4, "max |Δhidden| = {worst:e}");
+
+    let mut mean = vec![0.0; 64];
+    for row in hidden.chunks_exact(64) {
+        mean.iter_mut().zip(row).for_each(|(m, x)| *m += x);
+    }
+    let norm = mean.iter().map(|m| m * m).sum::<f32>().sqrt();
+    for (m, want) in mean.iter().zip(want.f32s("mean_pooled")) {
+        assert!((m / norm - want).abs() <= 1e-4);
+    }
+}
+
+#[test]
+fn a_sequence_does_not_see_its_batch() {
+    for name in ["llama", "gemma2", "qwen2-moe", "deepseek-v2"] {
+        let ids = golden(name).ids("input_ids");
+        let mut run = Run::open(name, KvType::F16);
+        let alone = run.logits(&ids, ids.len());
+        assert!(run.logits_among_others(&ids, 16) == alone, "{name}");
+    }
+}
