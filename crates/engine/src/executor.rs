@@ -1,7 +1,9 @@
 //! What runs a step's batch: the CPU here; a GPU or a simulator behind the same trait.
 
-use sedge_kernels::{KvType, Team};
-use sedge_models::{Batch, Outputs};
+use std::sync::Arc;
+
+use sedge_kernels::{KvPages, KvType, Team};
+use sedge_models::{Batch, Model, Outputs, Workspace};
 
 /// What the engine must know of a model to plan for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,15 +25,61 @@ pub trait Executor: Send {
     /// Sizes that do not change.
     fn shape(&self) -> Shape;
 
-    /// Runs one batch and leaves what it asked for in `out`.
+    /// Runs one batch and leaves exactly what it asked for in `out`, of the sizes that
+    /// [`Outputs`] names. The batch's own keys and values are in its pages afterwards.
+    ///
+    /// A panic ends the requests that run; the next batch comes all the same.
     fn forward(&mut self, batch: &Batch, out: &mut Outputs);
 }
 
-/// The CPU's executor (filled in by `models` integration).
+/// Runs a model on a team of threads, with pages in memory.
 #[derive(Debug)]
 pub struct CpuExecutor {
-    #[allow(dead_code)]
+    model: Arc<Model>,
     team: Team,
-    #[allow(dead_code)]
-    kv: KvType,
+    kv: KvPages,
+    work: Workspace,
+    context: usize,
+}
+
+impl CpuExecutor {
+    /// Takes `pages` pages of 16 tokens for all sequences together. `context` bounds a sequence;
+    /// it is at most what the model allows. An encoder keeps no pages.
+    pub fn new(
+        model: Arc<Model>,
+        team: Team,
+        kv: KvType,
+        pages: usize,
+        context: usize,
+    ) -> CpuExecutor {
+        let config = model.config();
+        let pages = if config.bidirectional() { 0 } else { pages };
+        let kv = KvPages::new(config.layers.len(), pages, config.kv_shape(), kv);
+        let context = context.min(config.context);
+        CpuExecutor {
+            model,
+            team,
+            kv,
+            work: Workspace::default(),
+            context,
+        }
+    }
+}
+
+impl Executor for CpuExecutor {
+    fn shape(&self) -> Shape {
+        let config = self.model.config();
+        Shape {
+            vocab: config.vocab,
+            hidden: config.hidden,
+            context: self.context,
+            pages: self.kv.pages(),
+            bidirectional: config.bidirectional(),
+        }
+    }
+
+    fn forward(&mut self, batch: &Batch, out: &mut Outputs) {
+        self.model
+            .forward(&self.team, batch, &mut self.kv, &mut self.work, out);
+    }
 }
