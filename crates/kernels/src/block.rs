@@ -1,10 +1,13 @@
 //! Blocks of quantised values: ggml's layouts, decoded and encoded.
 //! Decoding never fails on bit patterns: every block of the right size has a value.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
 mod decode;
 mod encode;
 
 use crate::DType;
+use crate::isa::isa;
 
 pub(crate) use decode::decode;
 
@@ -45,7 +48,7 @@ pub fn dequantize(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<(), Cod
             found,
         });
     }
-    decode(dtype, bytes, out);
+    (isa().decode)(dtype, bytes, out);
     Ok(())
 }
 

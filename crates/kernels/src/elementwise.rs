@@ -2,6 +2,9 @@
 
 use std::f64::consts::FRAC_1_SQRT_2;
 
+use crate::isa::isa;
+use crate::simd::{LANES, Simd};
+
 /// `x += y`.
 ///
 /// # Panics
@@ -38,9 +41,7 @@ pub fn scale(x: &mut [f32], factor: f32) {
 /// When the lengths differ.
 pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
     assert_eq!(gate.len(), up.len());
-    for (g, u) in gate.iter_mut().zip(up) {
-        *g = *g * sigmoid(*g) * u;
-    }
+    (isa().silu_mul)(gate, up);
 }
 
 /// `gate = gelu_tanh(gate) · up`: gemma's, with the tanh approximation.
@@ -49,9 +50,7 @@ pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
 /// When the lengths differ.
 pub fn gelu_mul(gate: &mut [f32], up: &[f32]) {
     assert_eq!(gate.len(), up.len());
-    for (g, u) in gate.iter_mut().zip(up) {
-        *g = *g * sigmoid(gelu_argument(*g)) * u;
-    }
+    (isa().gelu_mul)(gate, up);
 }
 
 /// `x = gelu(x)`: BERT's, exact (erf).
@@ -69,14 +68,41 @@ pub fn softcap(x: &mut [f32], cap: f32) {
     }
 }
 
-fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + (-x).exp())
+/// `silu(x) = x · sigmoid(x)`.
+#[inline(always)]
+pub(crate) fn silu_mul_lanes<S: Simd>(s: S, gate: &mut [f32], up: &[f32]) {
+    gated(s, gate, up, |x| x);
 }
 
-/// `2u` for which `gelu_tanh(x) = x · (1 + tanh u) / 2 = x · sigmoid(2u)`.
-fn gelu_argument(x: f32) -> f32 {
+/// `gelu_tanh(x) = x · (1 + tanh u) / 2 = x · sigmoid(2u)`, `u = √(2/π) (x + 0.044715 x³)`.
+#[inline(always)]
+pub(crate) fn gelu_mul_lanes<S: Simd>(s: S, gate: &mut [f32], up: &[f32]) {
     const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769;
-    TWICE_SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x)
+    gated(s, gate, up, |x| {
+        let cube = s.mul(s.mul(x, x), x);
+        s.mul(
+            s.fma(cube, s.splat(0.044_715), x),
+            s.splat(TWICE_SQRT_2_OVER_PI),
+        )
+    });
+}
+
+/// `gate = gate · sigmoid(argument(gate)) · up`. The last values take the same path as the
+/// others, so that a value's result does not depend on where it lies.
+#[inline(always)]
+fn gated<S: Simd>(s: S, gate: &mut [f32], up: &[f32], argument: impl Fn(S::V) -> S::V) {
+    let apply = |x: S::V, up: S::V| s.mul(s.mul(x, s.sigmoid(argument(x))), up);
+    let (gates, gate_rest) = gate.as_chunks_mut::<LANES>();
+    let (ups, up_rest) = up.as_chunks::<LANES>();
+    for (g, u) in gates.iter_mut().zip(ups) {
+        s.store(apply(s.load(g), s.load(u)), g);
+    }
+    let mut rest = [0.0; LANES];
+    s.store(
+        apply(s.load_part(gate_rest), s.load_part(up_rest)),
+        &mut rest,
+    );
+    gate_rest.copy_from_slice(&rest[..gate_rest.len()]);
 }
 
 /// The error function, to 1e-8: W. J. Cody's rational approximations (Math. Comp. 23, 1969),

@@ -217,12 +217,13 @@ impl KvPages {
 }
 
 impl PageHead<'_> {
-    /// Decodes the first `out.len()` values.
-    pub(crate) fn decode(&self, out: &mut [f32]) {
+    /// Decodes `out.len()` values from `start`.
+    pub(crate) fn decode(&self, start: usize, out: &mut [f32]) {
+        let part = start..start + out.len();
         match self {
-            PageHead::F32(x) => out.copy_from_slice(&x[..out.len()]),
-            PageHead::F16(x) => x[..out.len()].convert_to_f32_slice(out),
-            PageHead::BF16(x) => x[..out.len()].convert_to_f32_slice(out),
+            PageHead::F32(x) => out.copy_from_slice(&x[part]),
+            PageHead::F16(x) => x[part].convert_to_f32_slice(out),
+            PageHead::BF16(x) => x[part].convert_to_f32_slice(out),
         }
     }
 }
@@ -251,7 +252,7 @@ mod tests {
 
     fn decode(part: PageHead<'_>, len: usize) -> Vec<f32> {
         let mut out = vec![f32::NAN; len];
-        part.decode(&mut out);
+        part.decode(0, &mut out);
         out
     }
 

@@ -13,12 +13,14 @@ mod attention;
 mod block;
 mod dtype;
 mod elementwise;
+mod isa;
 mod kv;
 mod matmul;
 mod matrix;
 mod norm;
 mod rotary;
 mod sampling;
+mod simd;
 mod team;
 
 pub use attention::{Attention, Segment, attend, attend_all};

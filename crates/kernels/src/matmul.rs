@@ -1,18 +1,33 @@
 //! Products of activations with stored matrices.
+//!
+//! An output is the sum, in order, of the products of [`CHUNK`] columns each; within a chunk,
+//! eight lanes each take every eighth column and are then summed in one order. Neither the
+//! tile that computes an output nor the rows beside it enter its result.
 
 use std::cell::RefCell;
 
-use crate::block::decode;
-use crate::team::Disjoint;
-use crate::{Matrix, Team};
+use crate::isa::{Isa, isa};
+use crate::simd::{LANES, Simd};
+use crate::team::{Disjoint, Team};
+use crate::{DType, Matrix};
+
+/// Columns multiplied before a sum: four rows of x and three of w fit the first-level cache.
+/// A multiple of every block length.
+const CHUNK: usize = 1024;
+
+/// Rows of weights decoded at once for many rows of x: they stay in the second-level cache.
+const WIDE: usize = 48;
+
+/// Rows of weights decoded at once for few rows of x: they stay in the first-level cache.
+const NARROW: usize = 4;
+
+/// Rows of x in one task: enough to pay for decoding the weights.
+const DEEP: usize = 256;
 
 thread_local! {
-    /// A decoded row of weights.
-    static ROW: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// Decoded weights.
+    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
-
-/// Rows of weights in one task.
-const TASK_ROWS: usize = 16;
 
 /// `out[m, w.rows] = x[m, w.cols] · wᵀ`, f32 activations, any stored type.
 ///
@@ -21,40 +36,390 @@ const TASK_ROWS: usize = 16;
 /// # Panics
 /// When the lengths do not fit the shapes.
 pub fn matmul(team: &Team, x: &[f32], w: &Matrix, out: &mut [f32]) {
-    let (rows, cols) = (w.rows(), w.cols());
-    if rows == 0 {
-        assert!(out.is_empty());
+    matmul_on(isa(), team, x, w, out);
+}
+
+fn matmul_on(isa: &Isa, team: &Team, x: &[f32], w: &Matrix, out: &mut [f32]) {
+    let (n, k) = (w.rows(), w.cols());
+    if n == 0 || k == 0 {
+        assert!(n > 0 || out.is_empty());
+        assert!(x.is_empty());
+        out.fill(0.0);
         return;
     }
-    let m = out.len() / rows;
-    assert_eq!(out.len(), m * rows);
-    assert_eq!(x.len(), m * cols);
+    let m = x.len() / k;
+    assert_eq!(x.len(), m * k, "x is not whole rows of {k}");
+    assert_eq!(out.len(), m * n, "out is not {m} × {n}");
+
+    let decoded = if m < 4 { NARROW } else { WIDE };
+    // Some four tasks for each thread, so that a slow one does not hold up the rest.
+    let share = n.div_ceil(4 * team.threads()).next_multiple_of(12);
+    let width = if m < 4 { share } else { share.min(WIDE) };
+    let deep = m.div_ceil(DEEP);
     let out = Disjoint::new(out);
-    team.run(rows.div_ceil(TASK_ROWS), &|task| {
-        ROW.with_borrow_mut(|row| {
-            row.resize(cols, 0.0);
-            let size = w.row_bytes();
-            for r in task * TASK_ROWS..rows.min((task + 1) * TASK_ROWS) {
-                decode(w.dtype(), &w.bytes()[r * size..(r + 1) * size], row);
-                for i in 0..m {
-                    // SAFETY: output (i, r) belongs to the one task that holds row r.
-                    let out = unsafe { out.part(i * rows + r, 1) };
-                    out[0] = dot(&x[i * cols..(i + 1) * cols], row);
-                }
+    team.run(n.div_ceil(width) * deep, &|task| {
+        let (rows, x_rows) = (task / deep * width, task % deep * DEEP);
+        let rows = rows..n.min(rows + width);
+        let x_rows = x_rows..m.min(x_rows + DEEP);
+        for start in rows.clone().step_by(decoded) {
+            let n_here = decoded.min(rows.end - start);
+            for column in (0..k).step_by(CHUNK) {
+                let columns = CHUNK.min(k - column);
+                with_weights(isa, w, start, n_here, column, columns, |weights, stride| {
+                    (isa.panel)(&Panel {
+                        x: &x[x_rows.start * k + column..],
+                        x_stride: k,
+                        m: x_rows.len(),
+                        w: weights,
+                        w_stride: stride,
+                        n: n_here,
+                        k: columns,
+                        out: &out,
+                        out_start: x_rows.start * n + start,
+                        out_stride: n,
+                        add: column > 0,
+                    });
+                });
             }
-        });
+        }
     });
 }
 
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let (a8, a) = a.as_chunks::<8>();
-    let (b8, b) = b.as_chunks::<8>();
-    let mut lanes = [0.0f32; 8];
-    for (a, b) in a8.iter().zip(b8) {
-        for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
-            *lane += a * b;
+/// Calls `f` with `rows × columns` values of `w` as f32 and the distance between rows: where
+/// they lie when they are aligned f32, else decoded.
+fn with_weights(
+    isa: &Isa,
+    w: &Matrix,
+    row: usize,
+    rows: usize,
+    column: usize,
+    columns: usize,
+    f: impl FnOnce(&[f32], usize),
+) {
+    let (block, size) = (w.dtype().block_len(), w.dtype().block_bytes());
+    let (row_bytes, skip) = (w.row_bytes(), column / block * size);
+    let bytes = &w.bytes()[row * row_bytes + skip..];
+    if w.dtype() == DType::F32 && cfg!(target_endian = "little") {
+        // SAFETY: any four bytes are an f32.
+        let (before, values, _) = unsafe { bytes.align_to::<f32>() };
+        if before.is_empty() {
+            return f(values, w.cols());
         }
     }
-    let tail: f32 = a.iter().zip(b).map(|(a, b)| a * b).sum();
-    lanes.iter().sum::<f32>() + tail
+    SCRATCH.with_borrow_mut(|scratch| {
+        if scratch.len() < rows * columns {
+            scratch.resize(rows * columns, 0.0);
+        }
+        let bytes = bytes
+            .chunks(row_bytes)
+            .map(|row| &row[..columns / block * size]);
+        for (bytes, out) in bytes.zip(scratch.chunks_exact_mut(columns)).take(rows) {
+            (isa.decode)(w.dtype(), bytes, out);
+        }
+        f(scratch, columns);
+    });
+}
+
+/// `out[i, j] (+)= x[i, ..k] · w[j, ..k]` for `m × n` outputs.
+pub(crate) struct Panel<'a> {
+    pub(crate) x: &'a [f32],
+    pub(crate) x_stride: usize,
+    pub(crate) m: usize,
+    pub(crate) w: &'a [f32],
+    pub(crate) w_stride: usize,
+    pub(crate) n: usize,
+    pub(crate) k: usize,
+    /// The outputs of this panel belong to the calling task alone.
+    pub(crate) out: &'a Disjoint<'a, f32>,
+    pub(crate) out_start: usize,
+    pub(crate) out_stride: usize,
+    /// Adds to what is there.
+    pub(crate) add: bool,
+}
+
+/// Tiles as large as the registers allow: `M · N` sums and `N + 1` operands.
+#[inline(always)]
+pub(crate) fn panel<S: Simd>(s: S, p: &Panel<'_>) {
+    let mut i = 0;
+    while i < p.m {
+        i += match p.m - i {
+            1 => strip::<S, 1, 4>(s, p, i),
+            2 => strip::<S, 2, 4>(s, p, i),
+            3 => strip::<S, 3, 4>(s, p, i),
+            _ => strip::<S, 4, 3>(s, p, i),
+        };
+    }
+}
+
+/// `M` rows of x, from `i`, against all of w. Returns `M`.
+#[inline(always)]
+fn strip<S: Simd, const M: usize, const N: usize>(s: S, p: &Panel<'_>, i: usize) -> usize {
+    let mut x: [&[f32]; M] = [&[]; M];
+    for (r, x) in x.iter_mut().enumerate() {
+        *x = &p.x[(i + r) * p.x_stride..][..p.k];
+    }
+    let mut j = 0;
+    while j + N <= p.n {
+        put::<S, M, N>(s, p, &x, i, j);
+        j += N;
+    }
+    while j < p.n {
+        put::<S, M, 1>(s, p, &x, i, j);
+        j += 1;
+    }
+    M
+}
+
+#[inline(always)]
+fn put<S: Simd, const M: usize, const N: usize>(
+    s: S,
+    p: &Panel<'_>,
+    x: &[&[f32]; M],
+    i: usize,
+    j: usize,
+) {
+    let mut w: [&[f32]; N] = [&[]; N];
+    for (r, w) in w.iter_mut().enumerate() {
+        *w = &p.w[(j + r) * p.w_stride..][..p.k];
+    }
+    let sums = tile(s, x, &w);
+    for (r, sums) in sums.iter().enumerate() {
+        // SAFETY: the panel's outputs belong to the calling task alone, by its contract.
+        let out = unsafe { p.out.part(p.out_start + (i + r) * p.out_stride + j, N) };
+        for (out, sum) in out.iter_mut().zip(sums) {
+            *out = if p.add { *out + sum } else { *sum };
+        }
+    }
+}
+
+/// The dot products of `M` rows with `N ≤ 4` rows, all of one length.
+#[inline(always)]
+pub(crate) fn tile<S: Simd, const M: usize, const N: usize>(
+    s: S,
+    x: &[&[f32]; M],
+    w: &[&[f32]; N],
+) -> [[f32; N]; M] {
+    let (steps, rest) = (x[0].len() / LANES, x[0].len() % LANES);
+    let mut x8: [&[[f32; LANES]]; M] = [&[]; M];
+    for (x8, x) in x8.iter_mut().zip(x) {
+        *x8 = &x.as_chunks().0[..steps];
+    }
+    let mut w8: [&[[f32; LANES]]; N] = [&[]; N];
+    for (w8, w) in w8.iter_mut().zip(w) {
+        *w8 = &w.as_chunks().0[..steps];
+    }
+    let mut acc = [[s.zero(); N]; M];
+    for step in 0..steps {
+        let mut wv = [s.zero(); N];
+        for c in 0..N {
+            wv[c] = s.load(&w8[c][step]);
+        }
+        for r in 0..M {
+            let xv = s.load(&x8[r][step]);
+            for c in 0..N {
+                acc[r][c] = s.fma(xv, wv[c], acc[r][c]);
+            }
+        }
+    }
+    if rest > 0 {
+        for r in 0..M {
+            let xv = s.load_part(&x[r][steps * LANES..]);
+            for c in 0..N {
+                acc[r][c] = s.fma(xv, s.load_part(&w[c][steps * LANES..]), acc[r][c]);
+            }
+        }
+    }
+    let mut sums = [[0.0; N]; M];
+    for r in 0..M {
+        let mut four = [s.zero(); 4];
+        four[..N].copy_from_slice(&acc[r]);
+        sums[r].copy_from_slice(&s.sum4(four)[..N]);
+    }
+    sums
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::isa;
+
+    /// Reproducible values in −1 to 1.
+    fn values(n: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(2) + 1;
+        let mut next = move || {
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        };
+        (0..n).map(|_| next()).collect()
+    }
+
+    /// A matrix of any type: random bytes, with ordinary scales.
+    fn matrix(dtype: DType, rows: usize, cols: usize, seed: u64) -> Matrix {
+        let len = dtype.bytes_for(rows * cols).unwrap();
+        let mut bytes: Vec<u8> = values(len, seed)
+            .iter()
+            .map(|v| (v * 128.0) as i8 as u8)
+            .collect();
+        let scales: &[usize] = match dtype {
+            DType::F32 | DType::F16 | DType::BF16 => &[],
+            DType::Q4_1 | DType::Q5_1 | DType::Q4K | DType::Q5K => &[0, 2],
+            DType::Q2K => &[80, 82],
+            DType::Q3K => &[108],
+            DType::Q6K => &[208],
+            _ => &[0],
+        };
+        for block in bytes.chunks_mut(dtype.block_bytes()) {
+            for &at in scales {
+                block[at..at + 2].copy_from_slice(&half::f16::from_f32(0.01).to_le_bytes());
+            }
+            match dtype {
+                DType::F32 => block.copy_from_slice(&(f32::from(block[0]) - 128.0).to_le_bytes()),
+                DType::F16 => block[1] &= 0xbf,
+                DType::BF16 => block[1] &= 0xbf,
+                _ => {}
+            }
+        }
+        Matrix::new(dtype, rows, cols, bytes.into()).unwrap()
+    }
+
+    /// The product in f64, and for each output the sum of magnitudes, which bounds the error.
+    fn exact(x: &[f32], w: &Matrix) -> Vec<(f64, f64)> {
+        let mut row = vec![0.0; w.cols()];
+        let mut out = vec![(0.0, 0.0); x.len() / w.cols() * w.rows()];
+        for r in 0..w.rows() {
+            w.row(r, &mut row);
+            for (i, x) in x.chunks(w.cols()).enumerate() {
+                let terms = x
+                    .iter()
+                    .zip(&row)
+                    .map(|(a, b)| f64::from(*a) * f64::from(*b));
+                out[i * w.rows() + r] = terms.fold((0.0, 0.0), |s, t| (s.0 + t, s.1 + t.abs()));
+            }
+        }
+        out
+    }
+
+    fn product(isa: &Isa, threads: usize, x: &[f32], w: &Matrix) -> Vec<f32> {
+        let mut out = vec![f32::NAN; x.len() / w.cols() * w.rows()];
+        matmul_on(isa, &Team::new(threads), x, w, &mut out);
+        out
+    }
+
+    /// Columns that fill blocks and are now and then odd, or longer than a chunk.
+    fn columns(dtype: DType, pick: usize) -> usize {
+        match dtype.block_len() {
+            1 => [1, 7, 8, 33, 250, 1024, 1031, 2100][pick % 8],
+            block => block * [1, 2, 3, 5][pick % 4] * if pick >= 4 { 8 } else { 1 },
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..Default::default() })]
+
+        #[test]
+        fn every_set_agrees_with_f64(
+            d in 0usize..15, m in 1usize..20, n in 1usize..70, pick in 0usize..8, seed: u32,
+            threads in 1usize..4, power in -12i32..12,
+        ) {
+            let dtype = DType::ALL[d];
+            let k = columns(dtype, pick);
+            let w = matrix(dtype, n, k, seed.into());
+            let mut x = values(m * k, u64::from(seed) + 1);
+            x.iter_mut().for_each(|x| *x *= 10f32.powi(power));
+            let exact = exact(&x, &w);
+            for isa in isa::all() {
+                for (y, (e, size)) in product(isa, threads, &x, &w).iter().zip(&exact) {
+                    let bound = size * 1e-7 * (4.0 + (k as f64 / 8.0).min(128.0)) + 1e-30;
+                    prop_assert!((f64::from(*y) - e).abs() <= bound, "{dtype}: {y}, not {e}");
+                }
+            }
+        }
+
+        #[test]
+        fn a_row_does_not_depend_on_its_batch(
+            d in 0usize..15, m in 2usize..12, n in 1usize..120, pick in 0usize..8, seed: u32,
+        ) {
+            let dtype = DType::ALL[d];
+            let k = columns(dtype, pick);
+            let w = matrix(dtype, n, k, seed.into());
+            let x = values(m * k, u64::from(seed) + 1);
+            for isa in isa::all() {
+                let all = product(isa, 1, &x, &w);
+                prop_assert_eq!(&all, &product(isa, 3, &x, &w));
+                for (x, y) in x.chunks(k).zip(all.chunks(n)) {
+                    prop_assert_eq!(&product(isa, 2, x, &w)[..], y);
+                }
+            }
+        }
+
+        #[test]
+        fn fast_decoding_equals_portable(d in 0usize..15, seed: u32, odd in 0usize..20) {
+            let dtype = DType::ALL[d];
+            let n = if dtype.block_len() == 1 { 100 + odd } else { 4 * dtype.block_len() };
+            let bytes: Vec<u8> = values(dtype.bytes_for(n).unwrap(), seed.into())
+                .iter().map(|v| (v * 128.0) as i8 as u8).collect();
+            let mut expected = vec![0.0; n];
+            (isa::PORTABLE.decode)(dtype, &bytes, &mut expected);
+            for isa in isa::all() {
+                let mut out = vec![0.0; n];
+                (isa.decode)(dtype, &bytes, &mut out);
+                for (a, b) in out.iter().zip(&expected) {
+                    prop_assert!(a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan(), "{dtype}: {a}, not {b}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_large_batch_gives_each_row_what_it_gets_alone() {
+        let w = matrix(DType::Q8_0, 100, 1056, 1);
+        let x = values(600 * 1056, 2);
+        for isa in isa::all() {
+            let all = product(isa, 2, &x, &w);
+            for i in [0, 1, 255, 256, 511, 599] {
+                let alone = product(isa, 2, &x[i * 1056..][..1056], &w);
+                assert_eq!(all[i * 100..][..100], alone);
+            }
+        }
+    }
+
+    #[test]
+    fn unaligned_f32_weights_give_the_same_bits() {
+        let (x, w) = (values(5 * 40, 1), values(9 * 40, 2));
+        let aligned = Matrix::from_f32(9, 40, &w).unwrap();
+        let mut bytes = vec![0u8; 1];
+        bytes.extend_from_slice(aligned.bytes());
+        let shifted = bytes::Bytes::from(bytes).slice(1..);
+        let shifted = Matrix::new(DType::F32, 9, 40, shifted).unwrap();
+        for isa in isa::all() {
+            assert_eq!(product(isa, 1, &x, &aligned), product(isa, 1, &x, &shifted));
+        }
+    }
+
+    #[test]
+    fn empty_shapes_are_products_too() {
+        let w = Matrix::from_f32(3, 0, &[]).unwrap();
+        let mut out = [7.0; 6];
+        matmul(&Team::new(1), &[], &w, &mut out);
+        assert_eq!(out, [0.0; 6]);
+        let w = Matrix::from_f32(3, 2, &[1.0; 6]).unwrap();
+        matmul(&Team::new(1), &[], &w, &mut []);
+    }
+
+    #[test]
+    fn infinities_and_nan_stay_in_their_row() {
+        let w = matrix(DType::Q4K, 5, 256, 3);
+        let mut x = values(3 * 256, 4);
+        x[256] = f32::NAN;
+        x[300] = f32::INFINITY;
+        for isa in isa::all() {
+            let y = product(isa, 1, &x, &w);
+            assert!(y[5..10].iter().all(|v| v.is_nan()));
+            assert!(y[..5].iter().chain(&y[10..]).all(|v| v.is_finite()));
+        }
+    }
 }

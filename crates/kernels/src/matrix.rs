@@ -6,7 +6,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::DType;
-use crate::block::decode;
+use crate::isa::isa;
 
 /// Why bytes do not form a matrix.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -128,6 +128,6 @@ impl Matrix {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         assert_eq!(out.len(), self.cols);
         let size = self.row_bytes();
-        decode(self.dtype, &self.data[row * size..(row + 1) * size], out);
+        (isa().decode)(self.dtype, &self.data[row * size..(row + 1) * size], out);
     }
 }

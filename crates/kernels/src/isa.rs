@@ -1,0 +1,95 @@
+//! The kernels of each instruction set, and the choice among them: made once, at run time.
+
+use std::sync::OnceLock;
+
+use crate::DType;
+use crate::attention::Work;
+use crate::block;
+use crate::matmul::Panel;
+use crate::simd::Portable;
+
+/// The kernels of one instruction set. Those of different sets may differ in a result's last
+/// bits, but for decoding, which is exact.
+pub(crate) struct Isa {
+    /// Decodes whole blocks.
+    pub(crate) decode: fn(DType, &[u8], &mut [f32]),
+    /// Products of rows with rows.
+    pub(crate) panel: fn(&Panel<'_>),
+    /// Attention of a few queries over one head's pages.
+    pub(crate) attend: fn(&mut Work<'_>),
+    /// `gate = silu(gate) · up`.
+    pub(crate) silu_mul: fn(&mut [f32], &[f32]),
+    /// `gate = gelu_tanh(gate) · up`.
+    pub(crate) gelu_mul: fn(&mut [f32], &[f32]),
+}
+
+/// For every machine: defines what the others compute.
+pub(crate) static PORTABLE: Isa = Isa {
+    decode: block::decode,
+    panel: |p| crate::matmul::panel(Portable, p),
+    attend: |w| crate::attention::work(Portable, w),
+    silu_mul: |gate, up| crate::elementwise::silu_mul_lanes(Portable, gate, up),
+    gelu_mul: |gate, up| crate::elementwise::gelu_mul_lanes(Portable, gate, up),
+};
+
+/// The best kernels for this machine.
+pub(crate) fn isa() -> &'static Isa {
+    static BEST: OnceLock<&'static Isa> = OnceLock::new();
+    BEST.get_or_init(|| {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(isa) = avx2::isa() {
+            return isa;
+        }
+        &PORTABLE
+    })
+}
+
+/// Every set that this machine has.
+#[cfg(test)]
+pub(crate) fn all() -> Vec<&'static Isa> {
+    let mut all = vec![&PORTABLE];
+    #[cfg(target_arch = "x86_64")]
+    all.extend(avx2::isa());
+    all
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use super::*;
+    use crate::simd::Avx2;
+
+    /// The table, where the machine has the set.
+    pub(super) fn isa() -> Option<&'static Isa> {
+        Avx2::detect().map(|_| &AVX2)
+    }
+
+    // SAFETY, of every block below: the table is only handed out after detection.
+    #[allow(clippy::undocumented_unsafe_blocks)] // the line above
+    static AVX2: Isa = Isa {
+        decode: |dtype, bytes, out| unsafe { block::avx2::decode(dtype, bytes, out) },
+        panel: |p| unsafe { panel(p) },
+        attend: |w| unsafe { attend(w) },
+        silu_mul: |gate, up| unsafe { silu_mul(gate, up) },
+        gelu_mul: |gate, up| unsafe { gelu_mul(gate, up) },
+    };
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn panel(p: &Panel<'_>) {
+        crate::matmul::panel(Avx2::here(), p);
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn attend(w: &mut Work<'_>) {
+        crate::attention::work(Avx2::here(), w);
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn silu_mul(gate: &mut [f32], up: &[f32]) {
+        crate::elementwise::silu_mul_lanes(Avx2::here(), gate, up);
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn gelu_mul(gate: &mut [f32], up: &[f32]) {
+        crate::elementwise::gelu_mul_lanes(Avx2::here(), gate, up);
+    }
+}
