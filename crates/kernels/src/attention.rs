@@ -196,7 +196,7 @@ pub(crate) fn work<S: Simd>(s: S, w: &mut Work<'_>) {
             match n {
                 1 => score::<S, 1, 4>(s, q, keys, k_pad, &mut scores),
                 2 => score::<S, 2, 4>(s, q, keys, k_pad, &mut scores),
-                3 => score::<S, 3, 4>(s, q, keys, k_pad, &mut scores),
+                3 => score::<S, 3, 2>(s, q, keys, k_pad, &mut scores),
                 _ => score::<S, 4, 2>(s, q, keys, k_pad, &mut scores),
             }
             for (i, scores) in (i..i + n).zip(&mut scores) {

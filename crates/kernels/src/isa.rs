@@ -8,11 +8,17 @@ use crate::block;
 use crate::matmul::Panel;
 use crate::simd::Portable;
 
+/// See [`Isa::dot4`].
+pub(crate) type Dot4 = fn(DType, [&[u8]; 4], &[f32]) -> [f32; 4];
+
 /// The kernels of one instruction set. Those of different sets may differ in a result's last
 /// bits, but for decoding, which is exact.
 pub(crate) struct Isa {
     /// Decodes whole blocks.
     pub(crate) decode: fn(DType, &[u8], &mut [f32]),
+    /// Products of four rows of stored values with one row of x, if the set decodes in
+    /// registers; the bits are those of `decode` and `panel`.
+    pub(crate) dot4: Option<Dot4>,
     /// Products of rows with rows.
     pub(crate) panel: fn(&Panel<'_>),
     /// Attention of a few queries over one head's pages.
@@ -26,6 +32,7 @@ pub(crate) struct Isa {
 /// For every machine: defines what the others compute.
 pub(crate) static PORTABLE: Isa = Isa {
     decode: block::decode,
+    dot4: None,
     panel: |p| crate::matmul::panel(Portable, p),
     attend: |w| crate::attention::work(Portable, w),
     silu_mul: |gate, up| crate::elementwise::silu_mul_lanes(Portable, gate, up),
@@ -67,6 +74,7 @@ mod avx2 {
     #[allow(clippy::undocumented_unsafe_blocks)] // the line above
     static AVX2: Isa = Isa {
         decode: |dtype, bytes, out| unsafe { block::avx2::decode(dtype, bytes, out) },
+        dot4: Some(|dtype, rows, x| unsafe { block::avx2::dot4(dtype, rows, x) }),
         panel: |p| unsafe { panel(p) },
         attend: |w| unsafe { attend(w) },
         silu_mul: |gate, up| unsafe { silu_mul(gate, up) },

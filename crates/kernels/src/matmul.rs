@@ -6,7 +6,7 @@
 
 use std::cell::RefCell;
 
-use crate::isa::{Isa, isa};
+use crate::isa::{Dot4, Isa, isa};
 use crate::simd::{LANES, Simd};
 use crate::team::{Disjoint, Team};
 use crate::{DType, Matrix};
@@ -51,6 +51,9 @@ fn matmul_on(isa: &Isa, team: &Team, x: &[f32], w: &Matrix, out: &mut [f32]) {
     assert_eq!(x.len(), m * k, "x is not whole rows of {k}");
     assert_eq!(out.len(), m * n, "out is not {m} × {n}");
 
+    if let (1, Some(dot4)) = (m, isa.dot4) {
+        return one_row(dot4, team, x, w, out);
+    }
     let decoded = if m < 4 { NARROW } else { WIDE };
     // Some four tasks for each thread, so that a slow one does not hold up the rest.
     let share = n.div_ceil(4 * team.threads()).next_multiple_of(12);
@@ -80,6 +83,32 @@ fn matmul_on(isa: &Isa, team: &Team, x: &[f32], w: &Matrix, out: &mut [f32]) {
                         add: column > 0,
                     });
                 });
+            }
+        }
+    });
+}
+
+/// The product of one row with the matrix: bound by reading the weights, so these are decoded
+/// in registers, four rows side by side.
+fn one_row(dot4: Dot4, team: &Team, x: &[f32], w: &Matrix, out: &mut [f32]) {
+    let (n, row_bytes) = (w.rows(), w.row_bytes());
+    let (block, size) = (w.dtype().block_len(), w.dtype().block_bytes());
+    let width = n.div_ceil(4 * team.threads()).next_multiple_of(4);
+    let out = Disjoint::new(out);
+    team.run(n.div_ceil(width), &|task| {
+        let rows = task * width..n.min((task + 1) * width);
+        // SAFETY: each task writes the outputs of its own rows.
+        let out = unsafe { out.part(rows.start, rows.len()) };
+        for (start, out) in rows.step_by(4).zip(out.chunks_mut(4)) {
+            // Where fewer than four are left, the last is repeated.
+            let rows = [0, 1, 2, 3].map(|r| (start + r).min(n - 1) * row_bytes);
+            let rows = rows.map(|at| &w.bytes()[at..at + row_bytes]);
+            for (chunk, x) in x.chunks(CHUNK).enumerate() {
+                let at = chunk * CHUNK / block * size..(chunk * CHUNK + x.len()) / block * size;
+                let sums = dot4(w.dtype(), rows.map(|row| &row[at.clone()]), x);
+                for (out, sum) in out.iter_mut().zip(sums) {
+                    *out = if chunk > 0 { *out + sum } else { sum };
+                }
             }
         }
     });
@@ -145,7 +174,7 @@ pub(crate) fn panel<S: Simd>(s: S, p: &Panel<'_>) {
         i += match p.m - i {
             1 => strip::<S, 1, 4>(s, p, i),
             2 => strip::<S, 2, 4>(s, p, i),
-            3 => strip::<S, 3, 4>(s, p, i),
+            3 => strip::<S, 3, 3>(s, p, i),
             _ => strip::<S, 4, 3>(s, p, i),
         };
     }

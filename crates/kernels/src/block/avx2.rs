@@ -1,50 +1,168 @@
 //! The decoders of `decode.rs` for AVX2: the same roundings in the same order, so the same bits.
-//! Each gathers 16 small integers, which `scaled` and `affine` turn into f32.
+//!
+//! Each layout has two parts: the block's scales, and a group of 32 values given the scales.
+//! Whole blocks are decoded from them, or multiplied with a row of x without going through
+//! memory.
 
 use std::arch::x86_64::*;
 
-use half::f16;
-
-use super::decode::{IQ4, each, scale_min};
+use super::decode::{IQ4, scale_min};
 use crate::DType;
+use crate::simd::{Avx2, LANES, Simd};
 
-type Out32 = [f32; 32];
-type Out256 = [f32; 256];
+/// Values in a group.
+const GROUP: usize = 32;
+
+/// 32 decoded values.
+type Values = [__m256; GROUP / LANES];
+
+/// What to do with blocks.
+enum Job<'a> {
+    Decode {
+        bytes: &'a [u8],
+        out: &'a mut [f32],
+    },
+    /// Products of four rows, which are not empty, with x.
+    Dot {
+        rows: [&'a [u8]; 4],
+        x: &'a [f32],
+        sums: &'a mut [f32; 4],
+    },
+}
 
 /// Decodes whole blocks; the caller has checked that `bytes` holds exactly `out.len()` values.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
+    run(dtype, Job::Decode { bytes, out });
+}
+
+/// The products of four rows of `x.len()` stored values each with x, reduced in the order of
+/// `matmul`'s tiles.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) fn dot4(dtype: DType, rows: [&[u8]; 4], x: &[f32]) -> [f32; 4] {
+    let mut sums = [0.0; 4];
+    run(
+        dtype,
+        Job::Dot {
+            rows,
+            x,
+            sums: &mut sums,
+        },
+    );
+    sums
+}
+
+/// Chooses the layout.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn run(dtype: DType, job: Job<'_>) {
     match dtype {
-        DType::F32 => super::decode::decode(dtype, bytes, out),
-        DType::F16 => plain(dtype, bytes, out, |b| _mm256_cvtph_ps(b)),
-        DType::BF16 => plain(dtype, bytes, out, |b| {
-            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(b)))
-        }),
-        DType::Q8_0 => each(bytes, out, |b, o| q8_0(b, o)),
-        DType::Q4_0 => each(bytes, out, |b, o| q4_0(b, o)),
-        DType::Q4_1 => each(bytes, out, |b, o| q4_1(b, o)),
-        DType::Q5_0 => each(bytes, out, |b, o| q5_0(b, o)),
-        DType::Q5_1 => each(bytes, out, |b, o| q5_1(b, o)),
-        DType::Q2K => each(bytes, out, |b, o| q2_k(b, o)),
-        DType::Q3K => each(bytes, out, |b, o| q3_k(b, o)),
-        DType::Q4K => each(bytes, out, |b, o| q4_k(b, o)),
-        DType::Q5K => each(bytes, out, |b, o| q5_k(b, o)),
-        DType::Q6K => each(bytes, out, |b, o| q6_k(b, o)),
-        DType::Iq4Nl => each(bytes, out, |b, o| iq4_nl(b, o)),
-        DType::Iq4Xs => each(bytes, out, |b, o| iq4_xs(b, o)),
+        DType::F32 => each(dtype, job, |_| (), |b: &[u8; 128], (), _| f32s(b)),
+        DType::F16 => each(dtype, job, |_| (), |b: &[u8; 64], (), _| f16s(b)),
+        DType::BF16 => each(dtype, job, |_| (), |b: &[u8; 64], (), _| bf16s(b)),
+        DType::Q8_0 => each(dtype, job, |b: &[u8; 34]| half(b, 0), |b, d, _| q8_0(b, *d)),
+        DType::Q4_0 => each(dtype, job, |b: &[u8; 18]| half(b, 0), |b, d, _| q4_0(b, *d)),
+        DType::Q4_1 => each(
+            dtype,
+            job,
+            |b: &[u8; 20]| halves(b, 0),
+            |b, d, _| q4_1(b, *d),
+        ),
+        DType::Q5_0 => each(dtype, job, |b: &[u8; 22]| half(b, 0), |b, d, _| q5_0(b, *d)),
+        DType::Q5_1 => each(
+            dtype,
+            job,
+            |b: &[u8; 24]| halves(b, 0),
+            |b, d, _| q5_1(b, *d),
+        ),
+        DType::Q2K => each(dtype, job, |b| q2_k_scales(b), |b, s, g| q2_k(b, s, g)),
+        DType::Q3K => each(dtype, job, |b| q3_k_scales(b), |b, s, g| q3_k(b, s, g)),
+        DType::Q4K => each(
+            dtype,
+            job,
+            |b: &[u8; 144]| k_scales(b),
+            |b, s, g| q4_k(b, s, g),
+        ),
+        DType::Q5K => each(
+            dtype,
+            job,
+            |b: &[u8; 176]| k_scales(b),
+            |b, s, g| q5_k(b, s, g),
+        ),
+        DType::Q6K => each(dtype, job, |b| q6_k_scales(b), |b, s, g| q6_k(b, s, g)),
+        DType::Iq4Nl => each(
+            dtype,
+            job,
+            |b: &[u8; 18]| half(b, 0),
+            |b, d, _| iq4(at(b, 2), *d),
+        ),
+        DType::Iq4Xs => each(
+            dtype,
+            job,
+            |b| iq4_xs_scales(b),
+            |b: &[u8; 136], s, g| iq4(at(b, 8 + 16 * g), s[g]),
+        ),
     }
 }
 
-/// Eight values of two bytes at a time, the rest by the portable twin.
+/// Does the job over blocks of `B` bytes; values of the plain types that fill no group go
+/// through the portable twin.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn plain(dtype: DType, bytes: &[u8], out: &mut [f32], widen: impl Fn(__m128i) -> __m256) {
-    let (bytes, bytes_rest) = bytes.as_chunks::<16>();
-    let (values, rest) = out.as_chunks_mut::<8>();
-    for (b, o) in bytes.iter().zip(values) {
-        put(o, widen(load(b)));
+fn each<const B: usize, P>(
+    dtype: DType,
+    job: Job<'_>,
+    scales: impl Fn(&[u8; B]) -> P,
+    group: impl Fn(&[u8; B], &P, usize) -> Values,
+) {
+    let s = Avx2::here();
+    let groups = (dtype.block_len() / GROUP).max(1);
+    match job {
+        Job::Decode { bytes, out } => {
+            let (blocks, bytes_rest) = bytes.as_chunks::<B>();
+            let (vectors, _) = out.as_chunks_mut::<LANES>();
+            for (b, out) in blocks.iter().zip(vectors.chunks_exact_mut(groups * 4)) {
+                let p = scales(b);
+                for (g, out) in out.chunks_exact_mut(4).enumerate() {
+                    for (out, v) in out.iter_mut().zip(group(b, &p, g)) {
+                        s.store(v, out);
+                    }
+                }
+            }
+            let rest = blocks.len() * groups * GROUP;
+            super::decode::decode(dtype, bytes_rest, &mut out[rest..]);
+        }
+        Job::Dot { rows, x, sums } => {
+            let parts = rows.map(|r| r.as_chunks::<B>());
+            let n = parts[0].0.len();
+            let blocks = parts.map(|(blocks, _)| &blocks[..n]);
+            let (vectors, _) = x.as_chunks::<LANES>();
+            let mut acc = [s.zero(); 4];
+            for (i, x) in vectors.chunks_exact(groups * 4).take(n).enumerate() {
+                let p = [0, 1, 2, 3].map(|r| scales(&blocks[r][i]));
+                for (g, x) in x.chunks_exact(4).enumerate() {
+                    let x = [s.load(&x[0]), s.load(&x[1]), s.load(&x[2]), s.load(&x[3])];
+                    // Group by group over the rows: their chains of sums run side by side.
+                    for r in 0..4 {
+                        let w = group(&blocks[r][i], &p[r], g);
+                        for (x, w) in x.iter().zip(w) {
+                            acc[r] = s.fma(*x, w, acc[r]);
+                        }
+                    }
+                }
+            }
+            let x = &x[n * groups * GROUP..];
+            if !x.is_empty() {
+                let mut w = [0.0; GROUP];
+                for (acc, (_, bytes)) in acc.iter_mut().zip(parts) {
+                    super::decode::decode(dtype, bytes, &mut w[..x.len()]);
+                    for (x, w) in x.chunks(LANES).zip(w[..x.len()].chunks(LANES)) {
+                        *acc = s.fma(s.load_part(x), s.load_part(w), *acc);
+                    }
+                }
+            }
+            *sums = s.sum4(acc);
+        }
     }
-    super::decode::decode(dtype, bytes_rest, rest);
 }
 
 #[inline]
@@ -54,13 +172,6 @@ fn load(b: &[u8; 16]) -> __m128i {
     unsafe { _mm_loadu_si128(b.as_ptr().cast()) }
 }
 
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn put(o: &mut [f32; 8], v: __m256) {
-    // SAFETY: writes the 8 values of the array.
-    unsafe { _mm256_storeu_ps(o.as_mut_ptr(), v) }
-}
-
 /// 16 bytes from `at`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -68,43 +179,58 @@ fn at<const N: usize>(b: &[u8; N], at: usize) -> __m128i {
     load(
         b[at..]
             .first_chunk()
-            .expect("within the block: its offsets are constants"),
+            .expect("each layout's offsets lie within its block"),
     )
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn half<const N: usize>(b: &[u8; N], at: usize) -> f32 {
-    f16::from_le_bytes([b[at], b[at + 1]]).to_f32()
+    let bits = u16::from_le_bytes([b[at], b[at + 1]]);
+    _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits.into())))
 }
 
-/// Signed bytes as two vectors of f32.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn widen(q: __m128i) -> [__m256; 2] {
-    let low = _mm256_cvtepi8_epi32(q);
-    let high = _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(q, q));
-    [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)]
+fn halves<const N: usize>(b: &[u8; N], at: usize) -> [f32; 2] {
+    [half(b, at), half(b, at + 2)]
 }
 
-/// `q · scale`.
+/// Twice 16 signed bytes as f32.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn scaled(out: &mut [f32], q: __m128i, scale: f32) {
-    let scale = _mm256_set1_ps(scale);
-    for (o, q) in out.as_chunks_mut::<8>().0.iter_mut().zip(widen(q)) {
-        put(o, _mm256_mul_ps(q, scale));
-    }
+fn widen(q: [__m128i; 2]) -> Values {
+    let [a, b] = q;
+    [a, _mm_unpackhi_epi64(a, a), b, _mm_unpackhi_epi64(b, b)]
+        .map(|q| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q)))
+}
+
+/// `q · scale`, one scale for each 16.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn scaled(q: [__m128i; 2], scale: [f32; 2]) -> Values {
+    let [a, b, c, d] = widen(q);
+    let [s, t] = scale.map(|s| _mm256_set1_ps(s));
+    [
+        _mm256_mul_ps(a, s),
+        _mm256_mul_ps(b, s),
+        _mm256_mul_ps(c, t),
+        _mm256_mul_ps(d, t),
+    ]
 }
 
 /// `q · scale + offset`, rounded twice.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn affine(out: &mut [f32], q: __m128i, scale: f32, offset: f32) {
-    let (scale, offset) = (_mm256_set1_ps(scale), _mm256_set1_ps(offset));
-    for (o, q) in out.as_chunks_mut::<8>().0.iter_mut().zip(widen(q)) {
-        put(o, _mm256_add_ps(_mm256_mul_ps(q, scale), offset));
-    }
+fn affine(q: [__m128i; 2], scale: [f32; 2], offset: [f32; 2]) -> Values {
+    let [a, b, c, d] = scaled(q, scale);
+    let [s, t] = offset.map(|o| _mm256_set1_ps(o));
+    [
+        _mm256_add_ps(a, s),
+        _mm256_add_ps(b, s),
+        _mm256_add_ps(c, t),
+        _mm256_add_ps(d, t),
+    ]
 }
 
 /// `q >> shift & mask` of each byte; `mask` covers no bit from the next byte.
@@ -120,168 +246,217 @@ fn bits(q: __m128i, shift: usize, mask: i8) -> __m128i {
 /// Low and high halves of 16 bytes.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn halves(q: __m128i) -> [__m128i; 2] {
-    [bits(q, 0, 15), bits(q, 4, 15)]
+fn nibbles(q: __m128i) -> [__m128i; 2] {
+    let mask = _mm_set1_epi8(15);
+    [
+        _mm_and_si128(q, mask),
+        _mm_and_si128(_mm_srli_epi16::<4>(q), mask),
+    ]
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn minus(q: __m128i, n: i8) -> __m128i {
-    _mm_sub_epi8(q, _mm_set1_epi8(n))
+fn minus(q: [__m128i; 2], n: i8) -> [__m128i; 2] {
+    q.map(|q| _mm_sub_epi8(q, _mm_set1_epi8(n)))
 }
 
-/// 16 where a bit is set, else 0, for the bits of two bytes.
+/// `low | high << SHIFT` of each byte, whose high bits do not leave it.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn fifths(b0: u8, b1: u8) -> __m128i {
-    let spread = _mm_set_epi64x(
-        (u64::from(b1) * 0x0101_0101_0101_0101) as i64,
-        (u64::from(b0) * 0x0101_0101_0101_0101) as i64,
-    );
-    let mask = _mm_set1_epi64x(0x8040_2010_0804_0201u64 as i64);
-    let set = _mm_cmpeq_epi8(_mm_and_si128(spread, mask), mask);
-    _mm_and_si128(set, _mm_set1_epi8(16))
+fn with_high<const SHIFT: i32>(low: [__m128i; 2], high: [__m128i; 2]) -> [__m128i; 2] {
+    [0, 1].map(|i| _mm_or_si128(low[i], _mm_slli_epi16::<SHIFT>(high[i])))
+}
+
+/// 1 where a bit is set, else 0, for 32 bits from `at`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn spread<const N: usize>(b: &[u8; N], at: usize) -> [__m128i; 2] {
+    [at, at + 2].map(|at| {
+        let eight = |b: u8| (u64::from(b) * 0x0101_0101_0101_0101) as i64;
+        let mask = _mm_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+        let bits = _mm_and_si128(_mm_set_epi64x(eight(b[at + 1]), eight(b[at])), mask);
+        _mm_and_si128(_mm_cmpeq_epi8(bits, mask), _mm_set1_epi8(1))
+    })
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn q8_0(b: &[u8; 34], out: &mut Out32) {
-    let d = half(b, 0);
-    for (i, out) in out.chunks_exact_mut(16).enumerate() {
-        scaled(out, at(b, 2 + 16 * i), d);
+fn f32s(b: &[u8; 128]) -> Values {
+    [0, 32, 64, 96].map(|i| {
+        let b: &[u8; 32] = b[i..].first_chunk().expect("four vectors in a group");
+        // SAFETY: reads the 32 bytes of the array.
+        unsafe { _mm256_loadu_ps(b.as_ptr().cast()) }
+    })
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn f16s(b: &[u8; 64]) -> Values {
+    [0, 16, 32, 48].map(|i| _mm256_cvtph_ps(at(b, i)))
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn bf16s(b: &[u8; 64]) -> Values {
+    [0, 16, 32, 48]
+        .map(|i| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(at(b, i)))))
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q8_0(b: &[u8; 34], d: f32) -> Values {
+    scaled([at(b, 2), at(b, 18)], [d, d])
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q4_0(b: &[u8; 18], d: f32) -> Values {
+    scaled(minus(nibbles(at(b, 2)), 8), [d, d])
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q4_1(b: &[u8; 20], [d, m]: [f32; 2]) -> Values {
+    affine(nibbles(at(b, 4)), [d, d], [m, m])
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q5_0(b: &[u8; 22], d: f32) -> Values {
+    let q = with_high::<4>(nibbles(at(b, 6)), spread(b, 2));
+    scaled(minus(q, 16), [d, d])
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q5_1(b: &[u8; 24], [d, m]: [f32; 2]) -> Values {
+    let q = with_high::<4>(nibbles(at(b, 8)), spread(b, 4));
+    affine(q, [d, d], [m, m])
+}
+
+/// Scales, and minima negated.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q2_k_scales(b: &[u8; 84]) -> [[f32; 16]; 2] {
+    let [d, dmin] = halves(b, 80);
+    let mut scales = [0.0; 16];
+    let mut offsets = [0.0; 16];
+    for ((s, o), b) in scales.iter_mut().zip(&mut offsets).zip(b) {
+        *s = d * f32::from(b & 15);
+        *o = -(dmin * f32::from(b >> 4));
     }
+    [scales, offsets]
+}
+
+/// The two of 16 that belong to a group.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn pair(scales: &[f32; 16], g: usize) -> [f32; 2] {
+    scales.as_chunks().0[g]
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn q4_0(b: &[u8; 18], out: &mut Out32) {
-    let d = half(b, 0);
-    for (out, q) in out.chunks_exact_mut(16).zip(halves(at(b, 2))) {
-        scaled(out, minus(q, 8), d);
-    }
+fn q2_k(b: &[u8; 84], [scales, offsets]: &[[f32; 16]; 2], g: usize) -> Values {
+    let start = 16 + g / 4 * 32;
+    let q = [start, start + 16].map(|i| bits(at(b, i), g % 4 * 2, 3));
+    affine(q, pair(scales, g), pair(offsets, g))
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn q4_1(b: &[u8; 20], out: &mut Out32) {
-    let (d, m) = (half(b, 0), half(b, 2));
-    for (out, q) in out.chunks_exact_mut(16).zip(halves(at(b, 4))) {
-        affine(out, q, d, m);
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn q5_0(b: &[u8; 22], out: &mut Out32) {
-    let d = half(b, 0);
-    let high = [fifths(b[2], b[3]), fifths(b[4], b[5])];
-    for ((out, q), high) in out.chunks_exact_mut(16).zip(halves(at(b, 6))).zip(high) {
-        scaled(out, minus(_mm_or_si128(q, high), 16), d);
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn q5_1(b: &[u8; 24], out: &mut Out32) {
-    let (d, m) = (half(b, 0), half(b, 2));
-    let high = [fifths(b[4], b[5]), fifths(b[6], b[7])];
-    for ((out, q), high) in out.chunks_exact_mut(16).zip(halves(at(b, 8))).zip(high) {
-        affine(out, _mm_or_si128(q, high), d, m);
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn q2_k(b: &[u8; 84], out: &mut Out256) {
-    let (d, dmin) = (half(b, 80), half(b, 82));
-    for (i, out) in out.chunks_exact_mut(16).enumerate() {
-        let (scale, min) = (d * f32::from(b[i] & 15), dmin * f32::from(b[i] >> 4));
-        let q = at(b, 16 + i / 8 * 32 + i % 2 * 16);
-        affine(out, bits(q, i / 2 % 4 * 2, 3), scale, -min);
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn q3_k(b: &[u8; 110], out: &mut Out256) {
+fn q3_k_scales(b: &[u8; 110]) -> [f32; 16] {
     let d = half(b, 108);
     let (low, high) = (&b[96..104], &b[104..108]);
-    for (i, out) in out.chunks_exact_mut(16).enumerate() {
-        let scale = (low[i % 8] >> (i / 8 * 4) & 15) | (high[i % 4] >> (i / 4 * 2) & 3) << 4;
-        let scale = d * (f32::from(scale) - 32.0);
-        let q = bits(at(b, 32 + i / 8 * 32 + i % 2 * 16), i / 2 % 4 * 2, 3);
-        let third = _mm_slli_epi16::<2>(bits(at(b, i % 2 * 16), i / 2, 1));
-        scaled(out, minus(_mm_or_si128(q, third), 4), scale);
+    let mut scales = [0.0; 16];
+    for (i, scale) in scales.iter_mut().enumerate() {
+        let bits = (low[i % 8] >> (i / 8 * 4) & 15) | (high[i % 4] >> (i / 4 * 2) & 3) << 4;
+        *scale = d * (f32::from(bits) - 32.0);
     }
+    scales
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn q4_k(b: &[u8; 144], out: &mut Out256) {
-    let (d, dmin) = (half(b, 0), half(b, 2));
-    for (i, out) in out.chunks_exact_mut(32).enumerate() {
+fn q3_k(b: &[u8; 110], scales: &[f32; 16], g: usize) -> Values {
+    let start = 32 + g / 4 * 32;
+    let low = [start, start + 16].map(|i| bits(at(b, i), g % 4 * 2, 3));
+    let third = [0, 16].map(|i| bits(at(b, i), g, 1));
+    scaled(minus(with_high::<2>(low, third), 4), pair(scales, g))
+}
+
+/// Scales, and minima negated, of Q4_K and Q5_K.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn k_scales<const N: usize>(b: &[u8; N]) -> [[f32; 8]; 2] {
+    let [d, dmin] = halves(b, 0);
+    let mut scales = [0.0; 8];
+    let mut offsets = [0.0; 8];
+    for (i, (s, o)) in scales.iter_mut().zip(&mut offsets).enumerate() {
         let (scale, min) = scale_min(&b[4..16], i);
-        let (scale, min) = (d * f32::from(scale), dmin * f32::from(min));
-        for (j, out) in out.chunks_exact_mut(16).enumerate() {
-            let q = bits(at(b, 16 + i / 2 * 32 + j * 16), i % 2 * 4, 15);
-            affine(out, q, scale, -min);
-        }
+        *s = d * f32::from(scale);
+        *o = -(dmin * f32::from(min));
     }
+    [scales, offsets]
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn q5_k(b: &[u8; 176], out: &mut Out256) {
-    let (d, dmin) = (half(b, 0), half(b, 2));
-    for (i, out) in out.chunks_exact_mut(32).enumerate() {
-        let (scale, min) = scale_min(&b[4..16], i);
-        let (scale, min) = (d * f32::from(scale), dmin * f32::from(min));
-        for (j, out) in out.chunks_exact_mut(16).enumerate() {
-            let q = bits(at(b, 48 + i / 2 * 32 + j * 16), i % 2 * 4, 15);
-            let fifth = _mm_slli_epi16::<4>(bits(at(b, 16 + j * 16), i, 1));
-            affine(out, _mm_or_si128(q, fifth), scale, -min);
-        }
-    }
+fn q4_k(b: &[u8; 144], [scales, offsets]: &[[f32; 8]; 2], g: usize) -> Values {
+    let start = 16 + g / 2 * 32;
+    let q = [start, start + 16].map(|i| bits(at(b, i), g % 2 * 4, 15));
+    affine(q, [scales[g]; 2], [offsets[g]; 2])
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn q6_k(b: &[u8; 210], out: &mut Out256) {
+fn q5_k(b: &[u8; 176], [scales, offsets]: &[[f32; 8]; 2], g: usize) -> Values {
+    let start = 48 + g / 2 * 32;
+    let low = [start, start + 16].map(|i| bits(at(b, i), g % 2 * 4, 15));
+    let fifth = [16, 32].map(|i| bits(at(b, i), g, 1));
+    affine(with_high::<4>(low, fifth), [scales[g]; 2], [offsets[g]; 2])
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q6_k_scales(b: &[u8; 210]) -> [f32; 16] {
     let d = half(b, 208);
-    for (i, out) in out.chunks_exact_mut(16).enumerate() {
-        let scale = d * f32::from(b[192 + i] as i8);
-        let low = bits(at(b, i / 8 * 64 + i % 4 * 16), i / 4 % 2 * 4, 15);
-        let high = bits(at(b, 128 + i / 8 * 32 + i % 2 * 16), i / 2 % 4 * 2, 3);
-        scaled(
-            out,
-            minus(_mm_or_si128(low, _mm_slli_epi16::<4>(high)), 32),
-            scale,
-        );
+    let mut scales = [0.0; 16];
+    for (scale, q) in scales.iter_mut().zip(&b[192..208]) {
+        *scale = d * f32::from(*q as i8);
     }
+    scales
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn iq4(out: &mut [f32], q: __m128i, scale: f32) {
+fn q6_k(b: &[u8; 210], scales: &[f32; 16], g: usize) -> Values {
+    let low = g / 4 * 64 + g % 2 * 32;
+    let low = [low, low + 16].map(|i| bits(at(b, i), g / 2 % 2 * 4, 15));
+    let high = 128 + g / 4 * 32;
+    let high = [high, high + 16].map(|i| bits(at(b, i), g % 4 * 2, 3));
+    scaled(minus(with_high::<4>(low, high), 32), pair(scales, g))
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn iq4(q: __m128i, scale: f32) -> Values {
     let table = load(&IQ4.map(|v| v as u8));
-    for (out, q) in out.chunks_exact_mut(16).zip(halves(q)) {
-        scaled(out, _mm_shuffle_epi8(table, q), scale);
-    }
+    scaled(
+        nibbles(q).map(|q| _mm_shuffle_epi8(table, q)),
+        [scale, scale],
+    )
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn iq4_nl(b: &[u8; 18], out: &mut Out32) {
-    iq4(out, at(b, 2), half(b, 0));
-}
-
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn iq4_xs(b: &[u8; 136], out: &mut Out256) {
+fn iq4_xs_scales(b: &[u8; 136]) -> [f32; 8] {
     let d = half(b, 0);
     let high = u16::from_le_bytes([b[2], b[3]]);
-    for (i, out) in out.chunks_exact_mut(32).enumerate() {
-        let scale = (b[4 + i / 2] >> (i % 2 * 4) & 15) | ((high >> (2 * i) & 3) as u8) << 4;
-        iq4(out, at(b, 8 + 16 * i), d * (f32::from(scale) - 32.0));
+    let mut scales = [0.0; 8];
+    for (i, scale) in scales.iter_mut().enumerate() {
+        let bits = (b[4 + i / 2] >> (i % 2 * 4) & 15) | ((high >> (2 * i) & 3) as u8) << 4;
+        *scale = d * (f32::from(bits) - 32.0);
     }
+    scales
 }

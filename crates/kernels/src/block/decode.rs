@@ -31,7 +31,7 @@ pub(crate) fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
 }
 
 #[inline(always)]
-pub(super) fn each<const B: usize, const N: usize>(
+fn each<const B: usize, const N: usize>(
     bytes: &[u8],
     out: &mut [f32],
     block: impl Fn(&[u8; B], &mut [f32; N]),
