@@ -4,6 +4,7 @@
 mod gguf;
 mod hf;
 
+pub(crate) use gguf::rope_freqs;
 pub use gguf::{from_gguf, to_gguf};
 pub use hf::from_hf;
 
@@ -67,9 +68,9 @@ pub enum RopeScaling {
     Llama3 {
         /// Stretch of the low frequencies.
         factor: f64,
-        /// Below `original / low` wavelengths are kept… see [`crate::rope`].
+        /// Wavelengths above `original / low` are stretched fully.
         low: f64,
-        /// High-frequency factor.
+        /// Wavelengths below `original / high` are kept.
         high: f64,
         /// Context of training.
         original: f64,

@@ -8,6 +8,7 @@
 mod architecture;
 mod batch;
 pub mod config;
+mod convert;
 mod decoder;
 mod encoder;
 mod moe;
@@ -19,6 +20,7 @@ mod weights;
 pub use architecture::Architecture;
 pub use batch::{Batch, Outputs};
 pub use config::Config;
+pub use convert::{ConvertError, ConvertReport, Progress, convert};
 pub use decoder::{Decoder, Scratch};
 pub use encoder::{Encoder, EncoderScratch};
 pub use open::{

@@ -174,34 +174,21 @@ pub struct Recommended {
 /// # Errors
 /// When it is not a model, is malformed, or is of an architecture that is not known.
 pub fn open(path: &Path) -> Result<Opened, OpenError> {
-    let shown = path.display().to_string();
-    let facts = std::fs::metadata(path).map_err(|source| OpenError::Io {
-        path: shown.clone(),
-        source,
-    })?;
-    let name = path
-        .canonicalize()
-        .ok()
-        .and_then(|p| {
-            if facts.is_dir() {
-                p.file_name()
-            } else {
-                p.file_stem()
-            }
-            .map(|n| n.to_string_lossy().into_owned())
-        })
-        .unwrap_or_else(|| "model".into());
-    if facts.is_dir() {
-        open_folder(path, name)
-    } else if path
-        .extension()
-        .is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
-        || starts_as_gguf(path)
-    {
-        open_gguf(&Gguf::open(path)?, name, &shown)
-    } else {
-        Err(OpenError::NotAModel { path: shown })
+    if is_gguf(path)? {
+        return open_gguf(
+            &Gguf::open(path)?,
+            name_of(path, false),
+            &path.display().to_string(),
+        );
     }
+    let folder = Folder::open(path)?;
+    finish(
+        folder.config,
+        &folder.tensors,
+        folder.tokenizer,
+        folder.info,
+        folder.recommended,
+    )
 }
 
 /// Opens a GGUF file that is in memory, under a name for errors and for show.
@@ -212,55 +199,100 @@ pub fn open_bytes(bytes: Bytes, name: &str) -> Result<Opened, OpenError> {
     open_gguf(&Gguf::parse(bytes)?, name.into(), name)
 }
 
-fn starts_as_gguf(path: &Path) -> bool {
+/// Whether a GGUF file is there, not a folder.
+pub(crate) fn is_gguf(path: &Path) -> Result<bool, OpenError> {
     use std::io::Read;
+    let shown = || path.display().to_string();
+    let facts = std::fs::metadata(path).map_err(|source| OpenError::Io {
+        path: shown(),
+        source,
+    })?;
+    if facts.is_dir() {
+        return Ok(false);
+    }
     let mut magic = [0; 4];
-    std::fs::File::open(path)
+    let starts = std::fs::File::open(path)
         .and_then(|mut f| f.read_exact(&mut magic))
         .is_ok()
-        && &magic == b"GGUF"
+        && &magic == b"GGUF";
+    match starts
+        || path
+            .extension()
+            .is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
+    {
+        true => Ok(true),
+        false => Err(OpenError::NotAModel { path: shown() }),
+    }
 }
 
-fn open_folder(path: &Path, name: String) -> Result<Opened, OpenError> {
-    let config_path = path.join("config.json");
-    let place = config_path.display().to_string();
-    let text = match std::fs::read_to_string(&config_path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            return Err(OpenError::NotAModel {
-                path: path.display().to_string(),
-            });
-        }
-        Err(source) => {
-            return Err(OpenError::Io {
-                path: place,
-                source,
-            });
-        }
+/// The last part of a path, without the extension of a file.
+fn name_of(path: &Path, folder: bool) -> String {
+    let whole = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let part = if folder {
+        whole.file_name()
+    } else {
+        whole.file_stem()
     };
-    let config = config::from_hf(&text).map_err(|source| OpenError::Config { place, source })?;
-    let checkpoint = Checkpoint::open(path)?;
-    let tensors = Tensors::from_hf(&checkpoint, config.architecture)?;
-    let tokenizer = match path.join("tokenizer.json").is_file() {
-        true => Some(Tokenizer::open(path)?),
-        false => None,
-    };
-    let facts = checkpoint.tensors.iter().map(|(name, t)| TensorFact {
-        name: name.clone(),
-        dtype: t.dtype,
-        shape: t.shape.clone(),
-        bytes: t.data.len() as u64,
-    });
-    let info = info(name, "safetensors", facts.collect());
-    let generation =
-        std::fs::read_to_string(path.join("generation_config.json")).unwrap_or_default();
-    finish(
-        config,
-        &tensors,
-        tokenizer,
-        info,
-        recommended_by_json(&generation),
-    )
+    part.map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned())
+}
+
+/// A Hugging Face folder, read but not yet made into a model.
+#[derive(Debug)]
+pub(crate) struct Folder {
+    pub(crate) name: String,
+    pub(crate) config: Config,
+    pub(crate) tensors: Tensors,
+    pub(crate) tokenizer: Option<Tokenizer>,
+    pub(crate) recommended: Recommended,
+    info: Info,
+}
+
+impl Folder {
+    pub(crate) fn open(path: &Path) -> Result<Folder, OpenError> {
+        let config_path = path.join("config.json");
+        let place = config_path.display().to_string();
+        let text = match std::fs::read_to_string(&config_path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(OpenError::NotAModel {
+                    path: path.display().to_string(),
+                });
+            }
+            Err(source) => {
+                return Err(OpenError::Io {
+                    path: place,
+                    source,
+                });
+            }
+        };
+        let config =
+            config::from_hf(&text).map_err(|source| OpenError::Config { place, source })?;
+        let checkpoint = Checkpoint::open(path)?;
+        let tensors = Tensors::from_hf(&checkpoint, config.architecture)?;
+        let tokenizer = match path.join("tokenizer.json").is_file() {
+            true => Some(Tokenizer::open(path)?),
+            false => None,
+        };
+        let facts = checkpoint.tensors.iter().map(|(name, t)| TensorFact {
+            name: name.clone(),
+            dtype: t.dtype,
+            shape: t.shape.clone(),
+            bytes: t.data.len() as u64,
+        });
+        let name = name_of(path, true);
+        let info = info(name.clone(), "safetensors", facts.collect());
+        let generation =
+            std::fs::read_to_string(path.join("generation_config.json")).unwrap_or_default();
+        let recommended = recommended_by_json(&generation);
+        Ok(Folder {
+            name,
+            config,
+            tensors,
+            tokenizer,
+            recommended,
+            info,
+        })
+    }
 }
 
 fn open_gguf(file: &Gguf, name: String, place: &str) -> Result<Opened, OpenError> {

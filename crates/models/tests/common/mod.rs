@@ -7,20 +7,20 @@ use safetensors::SafeTensors;
 use sedge_kernels::{KvPages, KvType, PAGE_TOKENS, Segment, Team, argmax};
 use sedge_models::{Batch, Model, Opened, Outputs, Workspace, open};
 
-pub fn folder(name: &str) -> PathBuf {
+pub(crate) fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/golden")
         .join(name)
 }
 
-pub struct Golden(Vec<u8>);
+pub(crate) struct Golden(Vec<u8>);
 
-pub fn golden(name: &str) -> Golden {
+pub(crate) fn golden(name: &str) -> Golden {
     Golden(std::fs::read(folder(name).join("golden.safetensors")).unwrap())
 }
 
 impl Golden {
-    pub fn ids(&self, key: &str) -> Vec<u32> {
+    pub(crate) fn ids(&self, key: &str) -> Vec<u32> {
         let file = SafeTensors::deserialize(&self.0).unwrap();
         let (eights, _) = file.tensor(key).unwrap().data().as_chunks::<8>();
         eights
@@ -29,7 +29,7 @@ impl Golden {
             .collect()
     }
 
-    pub fn f32s(&self, key: &str) -> Vec<f32> {
+    pub(crate) fn f32s(&self, key: &str) -> Vec<f32> {
         let file = SafeTensors::deserialize(&self.0).unwrap();
         let (fours, _) = file.tensor(key).unwrap().data().as_chunks::<4>();
         fours.iter().map(|b| f32::from_le_bytes(*b)).collect()
@@ -38,19 +38,19 @@ impl Golden {
 
 const PAGES: usize = 64;
 
-pub struct Run {
-    pub model: Model,
+pub(crate) struct Run {
+    pub(crate) model: Model,
     team: Team,
     kv: KvPages,
     work: Workspace,
 }
 
 impl Run {
-    pub fn open(name: &str, kv: KvType) -> Run {
+    pub(crate) fn open(name: &str, kv: KvType) -> Run {
         Run::of(open(&folder(name)).unwrap(), kv)
     }
 
-    pub fn of(opened: Opened, kv: KvType) -> Run {
+    pub(crate) fn of(opened: Opened, kv: KvType) -> Run {
         let config = opened.model.config();
         let kv = KvPages::new(config.layers.len(), PAGES, config.kv_shape(), kv);
         Run {
@@ -81,7 +81,7 @@ impl Run {
     }
 
     /// Logits of every position, the prompt cut into chunks.
-    pub fn logits(&mut self, ids: &[u32], chunk: usize) -> Vec<f32> {
+    pub(crate) fn logits(&mut self, ids: &[u32], chunk: usize) -> Vec<f32> {
         let mut all = Vec::new();
         for (i, part) in ids.chunks(chunk).enumerate() {
             let batch = Batch {
@@ -98,7 +98,7 @@ impl Run {
     }
 
     /// Logits of every position of `ids`, run in one batch among other sequences.
-    pub fn logits_among_others(&mut self, ids: &[u32], sequences: usize) -> Vec<f32> {
+    pub(crate) fn logits_among_others(&mut self, ids: &[u32], sequences: usize) -> Vec<f32> {
         let pages = ids.len().div_ceil(PAGE_TOKENS);
         let mut batch = Batch {
             tables: (0..(sequences * pages) as u32).collect(),
@@ -133,7 +133,7 @@ impl Run {
     }
 
     /// The most likely continuation, token by token.
-    pub fn greedy(&mut self, prompt: &[u32], tokens: usize) -> Vec<u32> {
+    pub(crate) fn greedy(&mut self, prompt: &[u32], tokens: usize) -> Vec<u32> {
         let vocab = self.model.config().vocab;
         let mut next =
             argmax(&self.logits(prompt, prompt.len())[(prompt.len() - 1) * vocab..]) as u32;
@@ -154,7 +154,7 @@ impl Run {
     }
 
     /// Final hidden states of every position.
-    pub fn hidden(&mut self, ids: &[u32]) -> Vec<f32> {
+    pub(crate) fn hidden(&mut self, ids: &[u32]) -> Vec<f32> {
         let batch = Batch {
             tokens: ids.to_vec(),
             segments: vec![Run::segment(0..ids.len(), 0, 0..PAGES)],

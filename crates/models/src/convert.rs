@@ -1,0 +1,448 @@
+//! Writing any checkpoint as a GGUF file that llama.cpp reads too, weights re-encoded if wanted.
+
+use std::path::Path;
+use std::sync::OnceLock;
+
+use bytes::Bytes;
+use indexmap::IndexMap;
+use sedge_formats::gguf::{self, Gguf, GgufError, TensorPlan, Value};
+use sedge_formats::tokenizer::TokenizerError;
+use sedge_kernels::{CodecError, DType, RopeStyle, Team, dequantize, quantize};
+
+use crate::config::{self, Config};
+use crate::open::{Folder, OpenError, is_gguf};
+use crate::tensors::{Stored, Tensors};
+
+/// Why a conversion failed. The output file is then as it was before.
+#[derive(Debug, thiserror::Error)]
+pub enum ConvertError {
+    /// The input could not be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The tokenizer cannot be said in GGUF.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The output could not be written.
+    #[error("writing {path}: {source}")]
+    Write {
+        /// Output file.
+        path: String,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// Reading or writing failed in between.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    /// A tensor could not be re-encoded.
+    #[error("tensor {name:?}: {source}")]
+    Codec {
+        /// Name.
+        name: String,
+        /// What is wrong.
+        source: CodecError,
+    },
+    /// The output file is the input file.
+    #[error("{0} is the input itself; choose another output file")]
+    SameFile(String),
+}
+
+impl From<GgufError> for ConvertError {
+    fn from(error: GgufError) -> Self {
+        ConvertError::Open(error.into())
+    }
+}
+
+/// A tensor that is about to be written.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress<'a> {
+    /// Its name in the output.
+    pub tensor: &'a str,
+    /// Bytes written before it.
+    pub done: u64,
+    /// Bytes of all tensors in the output.
+    pub total: u64,
+}
+
+/// What a conversion did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConvertReport {
+    /// Tensors written.
+    pub tensors: usize,
+    /// Bytes of the tensors in the input.
+    pub bytes_in: u64,
+    /// Bytes of the tensors in the output.
+    pub bytes_out: u64,
+    /// Tensors written as another type than asked for, with that type: their rows do not fill
+    /// its blocks.
+    pub exceptions: Vec<(String, DType)>,
+}
+
+/// Rewrites the checkpoint at `input` as the GGUF file `output`, weights as `dtype` or as they are.
+///
+/// Norms, biases and routers stay f32. With a 4-bit type the output head is q6_k (or q8_0), which
+/// costs little and keeps much. The file appears whole or not at all.
+///
+/// # Errors
+/// When the input cannot be opened, a type cannot be written, or the disk is full.
+pub fn convert(
+    input: &Path,
+    output: &Path,
+    dtype: Option<DType>,
+    team: &Team,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<ConvertReport, ConvertError> {
+    if let (Ok(a), Ok(b)) = (input.canonicalize(), output.canonicalize())
+        && a == b
+    {
+        return Err(ConvertError::SameFile(output.display().to_string()));
+    }
+    let (mut metadata, parts) = if is_gguf(input)? {
+        from_gguf(input)?
+    } else {
+        from_folder(input)?
+    };
+    let parts: Vec<Part> = parts.into_iter().map(|p| p.typed(dtype)).collect();
+    let tied = !parts.iter().any(|p| p.name == "output.weight");
+    let parts: Vec<Part> = parts
+        .into_iter()
+        .map(|p| p.with_better_head(dtype, tied))
+        .collect();
+
+    let plans: Vec<TensorPlan> = parts.iter().map(Part::plan).collect();
+    let size = |p: &Part| p.to.bytes_for(p.stored.values()).unwrap_or(0) as u64;
+    let total = parts.iter().map(size).sum();
+    let file_type = dtype.or_else(|| commonest(&parts)).map(file_type);
+    if let Some(file_type) = file_type {
+        metadata.insert("general.file_type".into(), Value::U32(file_type));
+    }
+    metadata.insert("general.quantization_version".into(), Value::U32(2));
+
+    let mut done = 0;
+    gguf::write(output, &metadata, &plans, |index| {
+        let part = &parts[index];
+        progress(Progress {
+            tensor: &part.name,
+            done,
+            total,
+        });
+        done += size(part);
+        part.encode(team)
+    })
+    .map_err(|e| match e {
+        ConvertError::Io(source) => ConvertError::Write {
+            path: output.display().to_string(),
+            source,
+        },
+        other => other,
+    })?;
+    let odd = |p: &&Part| dtype.is_some_and(|d| p.weight() && p.to != d && !p.head);
+    Ok(ConvertReport {
+        tensors: parts.len(),
+        bytes_in: parts
+            .iter()
+            .flat_map(|p| &p.stored.pieces)
+            .map(|b| b.len() as u64)
+            .sum(),
+        bytes_out: total,
+        exceptions: parts
+            .iter()
+            .filter(odd)
+            .map(|p| (p.name.clone(), p.to))
+            .collect(),
+    })
+}
+
+/// One tensor on its way.
+struct Part {
+    name: String,
+    stored: Stored,
+    /// Type to write.
+    to: DType,
+    /// Heads whose rows go from halves to pairs.
+    permute: Option<usize>,
+    /// Its type was raised because the logits come straight from it.
+    head: bool,
+}
+
+type Parts = (IndexMap<String, Value>, Vec<Part>);
+
+fn from_gguf(input: &Path) -> Result<Parts, ConvertError> {
+    let file = Gguf::open(input)?;
+    let config = config::from_gguf(&file).map_err(|source| OpenError::Config {
+        place: input.display().to_string(),
+        source,
+    })?;
+    let tensors = Tensors::from_gguf(&file, config.architecture);
+    let part = |(name, stored): (String, Stored)| Part {
+        name,
+        to: stored.dtype,
+        stored,
+        permute: None,
+        head: false,
+    };
+    // A file in several parts becomes one.
+    let metadata = file
+        .metadata()
+        .iter()
+        .filter(|(k, _)| !k.starts_with("split."));
+    Ok((
+        metadata.map(|(k, v)| (k.clone(), v.clone())).collect(),
+        tensors.map.into_iter().map(part).collect(),
+    ))
+}
+
+fn from_folder(input: &Path) -> Result<Parts, ConvertError> {
+    let folder = Folder::open(input)?;
+    let config = &folder.config;
+    let mut metadata = config::to_gguf(config);
+    metadata.insert("general.name".into(), Value::String(folder.name.clone()));
+    let recommended = folder.recommended;
+    for (key, value) in [
+        ("temp", recommended.temperature),
+        ("top_p", recommended.top_p),
+        ("penalty_repeat", recommended.repetition_penalty),
+    ] {
+        metadata.extend(value.map(|v| (format!("general.sampling.{key}"), Value::F32(v))));
+    }
+    let top_k = recommended.top_k.and_then(|k| i32::try_from(k).ok());
+    metadata.extend(top_k.map(|k| ("general.sampling.top_k".to_string(), Value::I32(k))));
+    if let Some(tokenizer) = &folder.tokenizer {
+        metadata.extend(tokenizer.to_gguf_metadata()?);
+    }
+    let mut tensors = folder.tensors.map;
+    if let Some((dtype, divisors)) = config::rope_freqs(config) {
+        let bytes: Vec<u8> = divisors.iter().flat_map(|d| d.to_le_bytes()).collect();
+        let name = "rope_freqs.weight".to_string();
+        let stored = Stored {
+            dtype,
+            shape: vec![divisors.len()],
+            pieces: vec![bytes.into()],
+            original: name.clone(),
+        };
+        tensors.insert(name, stored);
+    }
+    // What the architecture does not read does not belong in the file.
+    tensors.retain(|name, _| name.starts_with("blk.") || known_outside_blocks(name));
+    let mut parts: Vec<Part> = tensors
+        .into_iter()
+        .map(|(name, stored)| Part {
+            permute: permuted_heads(config, &name),
+            to: stored.dtype,
+            name,
+            stored,
+            head: false,
+        })
+        .collect();
+    parts.sort_by_key(|p| order(&p.name));
+    Ok((metadata, parts))
+}
+
+fn known_outside_blocks(name: &str) -> bool {
+    let stem = name.trim_end_matches(".weight").trim_end_matches(".bias");
+    [
+        "token_embd",
+        "output_norm",
+        "output",
+        "rope_freqs",
+        "position_embd",
+        "token_types",
+        "token_embd_norm",
+    ]
+    .contains(&stem)
+}
+
+/// Embeddings first, then block after block, then the rest.
+fn order(name: &str) -> (usize, String) {
+    let block = name
+        .strip_prefix("blk.")
+        .and_then(|rest| rest.split('.').next())
+        .and_then(|n| n.parse::<usize>().ok());
+    let place = match block {
+        Some(block) => block + 1,
+        None if name.starts_with("output") => usize::MAX,
+        None => 0,
+    };
+    (place, name.to_string())
+}
+
+/// GGUF files of the llama family pair neighbouring values; Hugging Face pairs the halves.
+fn permuted_heads(config: &Config, name: &str) -> Option<usize> {
+    let differs = config.rope_style == RopeStyle::Halves
+        && config.architecture.gguf_rope_style() == RopeStyle::Pairs;
+    let part = name.rsplit('.').nth(1)?;
+    match part {
+        "attn_q" if differs => Some(config.heads),
+        "attn_k" if differs => Some(config.kv_heads),
+        _ => None,
+    }
+}
+
+impl Part {
+    fn plan(&self) -> TensorPlan {
+        TensorPlan {
+            name: self.name.clone(),
+            dtype: self.to,
+            shape: self.stored.shape.clone(),
+        }
+    }
+
+    fn cols(&self) -> usize {
+        self.stored.shape.last().copied().unwrap_or(1)
+    }
+
+    /// Whether it is a matrix of a product; the rest stays f32.
+    fn weight(&self) -> bool {
+        let small = ["ffn_gate_inp", "position_embd", "token_types", "norm"];
+        self.stored.shape.len() >= 2
+            && self.name.ends_with(".weight")
+            && !small.iter().any(|s| self.name.contains(s))
+    }
+
+    fn typed(mut self, wanted: Option<DType>) -> Part {
+        self.to = match wanted {
+            _ if !self.weight() => DType::F32,
+            Some(wanted) => fitting(wanted, self.cols()),
+            None => self.stored.dtype,
+        };
+        self
+    }
+
+    fn with_better_head(mut self, wanted: Option<DType>, tied: bool) -> Part {
+        let head = self.name == "output.weight" || (tied && self.name == "token_embd.weight");
+        if head && matches!(wanted, Some(DType::Q4_0 | DType::Q4K)) {
+            self.to = fitting(DType::Q6K, self.cols());
+            self.head = true;
+        }
+        self
+    }
+
+    /// The tensor's bytes in the type to write.
+    fn encode(&self, team: &Team) -> Result<Bytes, ConvertError> {
+        let codec = |source| ConvertError::Codec {
+            name: self.name.clone(),
+            source,
+        };
+        let cols = self.cols();
+        let row_bytes = self.stored.dtype.bytes_for(cols).ok_or_else(|| {
+            codec(CodecError::Size {
+                dtype: self.stored.dtype,
+                values: cols,
+                expected: None,
+                found: 0,
+            })
+        })?;
+        let mut out = Vec::with_capacity(self.to.bytes_for(self.stored.values()).unwrap_or(0));
+        for piece in &self.stored.pieces {
+            let piece = match self.permute {
+                Some(heads) => permute(piece, heads, piece.len() / row_bytes.max(1), row_bytes),
+                None => piece.clone(),
+            };
+            if self.to == self.stored.dtype {
+                out.extend_from_slice(&piece);
+                continue;
+            }
+            // A few hundred kilobytes of f32 at a time, on all threads.
+            let rows = (1usize << 16).div_ceil(cols).max(1);
+            let chunks: Vec<&[u8]> = piece.chunks(rows * row_bytes).collect();
+            let encoded: Vec<OnceLock<Result<Vec<u8>, CodecError>>> =
+                chunks.iter().map(|_| OnceLock::new()).collect();
+            team.run(chunks.len(), &|i| {
+                encoded[i]
+                    .get_or_init(|| recode(self.stored.dtype, chunks[i], cols, row_bytes, self.to));
+            });
+            for part in encoded {
+                match part.into_inner() {
+                    Some(bytes) => out.extend_from_slice(&bytes.map_err(codec)?),
+                    None => unreachable!("the team ran every task"),
+                }
+            }
+        }
+        Ok(out.into())
+    }
+}
+
+fn recode(
+    from: DType,
+    bytes: &[u8],
+    cols: usize,
+    row_bytes: usize,
+    to: DType,
+) -> Result<Vec<u8>, CodecError> {
+    let mut values = vec![0.0; bytes.len() / row_bytes * cols];
+    dequantize(from, bytes, &mut values)?;
+    let mut out = Vec::new();
+    quantize(to, &values, &mut out)?;
+    Ok(out)
+}
+
+/// Rows of each head from `[2, half]` to `[half, 2]`.
+fn permute(bytes: &Bytes, heads: usize, rows: usize, row_bytes: usize) -> Bytes {
+    let head = rows / heads;
+    let mut out = Vec::with_capacity(bytes.len());
+    for row in 0..rows {
+        let (h, i) = (row / head, row % head);
+        let from = h * head + i / 2 + (i % 2) * (head / 2);
+        out.extend_from_slice(&bytes[from * row_bytes..][..row_bytes]);
+    }
+    out.into()
+}
+
+/// The wanted type, or the nearest whose blocks a row fills.
+fn fitting(wanted: DType, cols: usize) -> DType {
+    [wanted, DType::Q8_0, DType::F16]
+        .into_iter()
+        .find(|d| d.bytes_for(cols).is_some())
+        .unwrap_or(DType::F16)
+}
+
+/// The type that most bytes have.
+fn commonest(parts: &[Part]) -> Option<DType> {
+    let bytes = |d: DType| {
+        parts
+            .iter()
+            .filter(|p| p.to == d)
+            .map(|p| p.stored.values())
+            .sum::<usize>()
+    };
+    DType::ALL.into_iter().max_by_key(|&d| bytes(d))
+}
+
+/// llama.cpp's number for a file that is mostly of one type.
+fn file_type(dtype: DType) -> u32 {
+    match dtype {
+        DType::F32 => 0,
+        DType::F16 => 1,
+        DType::Q4_0 => 2,
+        DType::Q4_1 => 3,
+        DType::Q8_0 => 7,
+        DType::Q5_0 => 8,
+        DType::Q5_1 => 9,
+        DType::Q2K => 10,
+        DType::Q3K => 12,
+        DType::Q4K => 15,
+        DType::Q5K => 17,
+        DType::Q6K => 18,
+        DType::Iq4Nl => 25,
+        DType::Iq4Xs => 30,
+        DType::BF16 => 32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn permuting_pairs_the_halves_of_each_head() {
+        // Two heads of four rows, a byte each.
+        let rows = Bytes::from_static(&[0, 1, 2, 3, 10, 11, 12, 13]);
+        assert_eq!(&permute(&rows, 2, 8, 1)[..], &[0, 2, 1, 3, 10, 12, 11, 13]);
+    }
+
+    #[test]
+    fn a_row_that_does_not_fill_blocks_takes_a_type_that_it_fills() {
+        assert_eq!(fitting(DType::Q4K, 512), DType::Q4K);
+        assert_eq!(fitting(DType::Q4K, 64), DType::Q8_0);
+        assert_eq!(fitting(DType::Q4K, 48), DType::F16);
+    }
+}
