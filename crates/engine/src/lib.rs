@@ -5,12 +5,26 @@
 //! pages are free within one step of its end, and its tokens do not depend on its neighbours.
 #![deny(missing_docs)]
 
+mod check;
+mod constraint;
 mod executor;
+mod logprob;
+mod pages;
+mod plan;
 mod request;
+mod rng;
 mod run;
+mod sample;
+#[cfg(test)]
+mod scripted;
+mod sequence;
+mod shared;
+mod step;
+mod stop;
 
 pub use executor::{CpuExecutor, Executor, Shape};
 pub use request::{
-    Constraint, Event, Finish, FinishReason, Goal, Logprob, Request, Sampling, SubmitError, Timings, TokenEvent, Usage,
+    Constraint, Event, Finish, FinishReason, Goal, Logprob, Request, Sampling, SubmitError,
+    Timings, TokenEvent, Usage,
 };
 pub use run::{Engine, EngineConfig, EngineStats, Output};

@@ -1,18 +1,36 @@
 //! The engine's handle: takes requests, hands out their events.
 
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use sedge_formats::tokenizer::Tokenizer;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use crate::{Event, Executor, Request, SubmitError};
+use crate::check::{capacity, check};
+use crate::constraint::{Grammars, Vocabulary};
+use crate::rng::split_mix;
+use crate::sample::Sampler;
+use crate::sequence::{Answer, Mean, Sequence, Work};
+use crate::shared::Shared;
+use crate::step::Loop;
+use crate::stop::StopTexts;
+use crate::{
+    Event, Executor, Finish, FinishReason, Goal, Request, Shape, SubmitError, Timings, Usage,
+};
+
+/// How long `drain` waits for the step in progress after it has ended the rest.
+const LAST_STEP: Duration = Duration::from_secs(5);
 
 /// Limits of an engine.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EngineConfig {
-    /// Most tokens in a step, decodes first, then prefill chunks.
+    /// Most tokens in a step, decodes first, then prefill chunks. Only an encoder's sequence,
+    /// which must be whole, may exceed it, alone.
     pub token_budget: usize,
-    /// Most requests that run at once.
+    /// Most requests that run at once; no more than `token_budget`.
     pub max_running: usize,
     /// Most requests that wait.
     pub max_waiting: usize,
@@ -20,7 +38,11 @@ pub struct EngineConfig {
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        EngineConfig { token_budget: 512, max_running: 64, max_waiting: 256 }
+        EngineConfig {
+            token_budget: 512,
+            max_running: 64,
+            max_waiting: 256,
+        }
     }
 }
 
@@ -37,7 +59,7 @@ pub struct EngineStats {
     pub pages: usize,
     /// Steps run.
     pub steps: u64,
-    /// Prompt tokens computed.
+    /// Prompt tokens computed, those again that a preemption threw away.
     pub prompt_tokens: u64,
     /// Tokens generated.
     pub generated_tokens: u64,
@@ -51,52 +73,373 @@ pub struct EngineStats {
     pub preempted: u64,
 }
 
-/// A running engine; clones share it. The last clone's drop ends its thread.
-#[derive(Debug, Clone)]
-pub struct Engine {}
+/// A running engine; clones share it. The last clone's drop ends its thread after the step in
+/// progress, and every request that has not ended with an error.
+#[derive(Clone)]
+pub struct Engine(Arc<Handle>);
+
+/// All of an engine but its thread.
+pub(crate) struct Handle {
+    shared: Arc<Shared>,
+    shape: Shape,
+    tokenizer: Option<Arc<Tokenizer>>,
+    grammars: Option<Grammars>,
+    /// Where seeds come from that a request does not give.
+    seeds: AtomicU64,
+}
 
 /// One request's events. Dropping it cancels the request within one step.
 #[derive(Debug)]
-pub struct Output {}
+pub struct Output {
+    events: UnboundedReceiver<Event>,
+    ended: bool,
+}
 
 impl Engine {
     /// Starts the step loop on a thread of its own. The tokenizer turns tokens into text for
     /// streaming and stop texts and feeds constraints; without one, texts are empty.
-    pub fn start(executor: Box<dyn Executor>, tokenizer: Option<Arc<Tokenizer>>, config: EngineConfig) -> Engine {
-        let _ = (executor, tokenizer, config);
-        unimplemented!()
+    ///
+    /// A panic in the executor ends the requests that run with an error; the engine goes on.
+    pub fn start(
+        executor: Box<dyn Executor>,
+        tokenizer: Option<Arc<Tokenizer>>,
+        config: EngineConfig,
+    ) -> Engine {
+        let shape = executor.shape();
+        let shared = Arc::new(Shared::new(config.max_waiting));
+        let steps = Loop::new(executor, tokenizer.clone(), &config, shared.clone());
+        let thread = std::thread::Builder::new().name("sedge-engine".into());
+        let last = Last(shared.clone());
+        let started = thread.spawn(move || {
+            let _last = last; // dropped after the loop, even in a panic
+            steps.run();
+        });
+        if let Err(error) = started {
+            // `Last` went with the closure: the engine is closed and says so to every caller.
+            tracing::error!("the engine's thread could not be started: {error}");
+        }
+        Engine(Arc::new(Handle::new(shared, shape, tokenizer)))
     }
 
     /// Checks a request and puts it into the queue.
     ///
+    /// A constraint is compiled here, on the caller's thread: usually a few milliseconds, the
+    /// first time a fraction of a second.
+    ///
     /// # Errors
     /// When it can never run, or not now ([`SubmitError::Busy`]).
     pub fn submit(&self, request: Request) -> Result<Output, SubmitError> {
-        let _ = request;
-        unimplemented!()
+        self.0.submit(request)
     }
 
     /// Counters now.
     pub fn stats(&self) -> EngineStats {
-        unimplemented!()
+        self.0.shared.stats()
     }
 
     /// Takes no more requests; waits until those taken have ended or `timeout` has passed, then
-    /// ends the rest with an error. True when all ended by themselves.
+    /// ends the rest with an error. True when all ended by themselves. Blocks its thread.
     pub fn drain(&self, timeout: Duration) -> bool {
-        let _ = timeout;
-        unimplemented!()
+        let all = self.0.shared.drain(timeout);
+        if !all {
+            self.0.shared.close("the server is shutting down");
+            self.0.shared.drain(LAST_STEP);
+        }
+        all
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine")
+            .field("shape", &self.0.shape)
+            .field("stats", &self.stats())
+            .finish()
+    }
+}
+
+impl Handle {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        shape: Shape,
+        tokenizer: Option<Arc<Tokenizer>>,
+    ) -> Handle {
+        let grammars = tokenizer
+            .clone()
+            .map(|t| Grammars::new(Vocabulary::Model(t, shape.vocab)));
+        let seeds = AtomicU64::new(RandomState::new().hash_one(Instant::now()));
+        Handle {
+            shared,
+            shape,
+            tokenizer,
+            grammars,
+            seeds,
+        }
+    }
+
+    pub(crate) fn submit(&self, request: Request) -> Result<Output, SubmitError> {
+        let submitted = Instant::now();
+        check(&request, &self.shape, self.tokenizer.is_some())?;
+        self.shared.admits()?; // before the work of compiling a constraint
+        let (sender, events) = unbounded_channel();
+        let output = Output {
+            events,
+            ended: false,
+        };
+        let computes =
+            request.goal == Goal::Embed || request.max_tokens != Some(0) || request.prompt_logprobs;
+        let (work, prompt) = self.work(request)?;
+        let mut sequence = Sequence::new(prompt, work, sender, submitted);
+        if computes {
+            self.shared.submit(sequence)?;
+        } else {
+            sequence.finish(FinishReason::Length, None, Instant::now());
+        }
+        Ok(output)
+    }
+
+    /// What a checked request asks for, and its prompt.
+    fn work(&self, request: Request) -> Result<(Work, Vec<u32>), SubmitError> {
+        if request.goal == Goal::Embed {
+            return Ok((Work::Embedding(Mean::default()), request.prompt));
+        }
+        let grammar = match (&request.constraint, &self.grammars) {
+            (Some(constraint), Some(grammars)) => Some(grammars.compile(constraint)?),
+            _ => None,
+        };
+        let mut ends = request.stop_tokens;
+        if let Some(tokenizer) = self
+            .tokenizer
+            .as_ref()
+            .filter(|_| !request.ignore_eos || grammar.is_some())
+        {
+            ends.extend_from_slice(tokenizer.eos());
+        }
+        let stream = self.tokenizer.as_ref().map(|tokenizer| {
+            let mut stream = tokenizer.stream();
+            // The answer goes on where the prompt ends, perhaps within a character.
+            if let Some(&last) = request.prompt.last() {
+                stream.push(tokenizer, last);
+            }
+            stream
+        });
+        let room = capacity(&self.shape) - request.prompt.len();
+        let answer = Answer {
+            limit: request.max_tokens.map_or(room, |most| most.min(room)),
+            ends,
+            sampler: Sampler::new(request.sampling, &request.prompt, self.seed()),
+            grammar,
+            stream,
+            stop: StopTexts::new(request.stop),
+            logprobs: request.logprobs,
+            scored: request.prompt_logprobs.then(Vec::new),
+        };
+        Ok((Work::Answer(Box::new(answer)), request.prompt))
+    }
+
+    fn seed(&self) -> u64 {
+        split_mix(&mut self.seeds.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.close("the engine was closed");
+    }
+}
+
+/// Tells everybody that the loop is gone.
+struct Last(Arc<Shared>);
+
+impl Drop for Last {
+    fn drop(&mut self) {
+        self.0.closed();
     }
 }
 
 impl Output {
-    /// The next event, waiting for it; `None` after `Finished`.
+    /// The next event, waiting for it; `None` after `Finished`. Nothing is lost when the wait is
+    /// given up and begun again.
     pub async fn next(&mut self) -> Option<Event> {
-        unimplemented!()
+        if self.ended {
+            return None;
+        }
+        let event = self.events.recv().await;
+        self.checked(event)
     }
 
     /// The same on a thread that may block (never inside an async runtime).
     pub fn next_blocking(&mut self) -> Option<Event> {
-        unimplemented!()
+        if self.ended {
+            return None;
+        }
+        let event = self.events.blocking_recv();
+        self.checked(event)
+    }
+
+    /// The events that are there.
+    #[cfg(test)]
+    pub(crate) fn ready(&mut self) -> Vec<Event> {
+        std::iter::from_fn(|| self.events.try_recv().ok()).collect()
+    }
+
+    /// Makes sure of the promised end, also when the engine's thread has died.
+    fn checked(&mut self, event: Option<Event>) -> Option<Event> {
+        let event = event.unwrap_or_else(|| {
+            Event::Finished(Finish {
+                reason: FinishReason::Error("the engine stopped".to_string()),
+                text: String::new(),
+                usage: Usage::default(),
+                timings: Timings::default(),
+            })
+        });
+        self.ended = matches!(event, Event::Finished(_));
+        Some(event)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scripted::{PANIC, SHAPE, Scripted, greedy};
+
+    fn engine(shape: Shape, config: EngineConfig) -> Engine {
+        Engine::start(Box::new(Scripted::new(shape)), None, config)
+    }
+
+    fn all(mut output: Output) -> (Vec<u32>, Finish) {
+        let mut tokens = Vec::new();
+        while let Some(event) = output.next_blocking() {
+            match event {
+                Event::Token(token) => tokens.push(token.id),
+                Event::Finished(finish) => {
+                    assert_eq!(output.next_blocking(), None);
+                    return (tokens, finish);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        panic!("the events ended without `Finished`");
+    }
+
+    const ENDLESS: Shape = Shape {
+        context: 1 << 24,
+        pages: 1 << 20,
+        ..SHAPE
+    };
+
+    #[test]
+    fn requests_stream_to_their_end_on_many_threads() {
+        let engine = engine(
+            SHAPE,
+            EngineConfig {
+                token_budget: 16,
+                max_running: 5,
+                max_waiting: 100,
+            },
+        );
+        std::thread::scope(|scope| {
+            for caller in 0..8u32 {
+                let engine = engine.clone();
+                scope.spawn(move || {
+                    for i in 0..5 {
+                        let (prompt, most) = (
+                            vec![caller + 2, i, 7],
+                            3 + (caller as usize + i as usize) % 9,
+                        );
+                        let (tokens, finish) =
+                            all(engine.submit(greedy(prompt.clone(), most)).unwrap());
+                        assert_eq!(tokens, Scripted::alone(&prompt, most));
+                        assert_eq!(finish.reason, FinishReason::Length);
+                        assert_eq!(
+                            finish.usage,
+                            Usage {
+                                prompt: 3,
+                                completion: most,
+                                cached: 0
+                            }
+                        );
+                        let t = finish.timings;
+                        assert!(t.queued <= t.first_token && t.first_token <= t.total);
+                    }
+                });
+            }
+        });
+        assert!(engine.drain(Duration::from_secs(60)));
+        let stats = engine.stats();
+        assert_eq!(
+            (
+                stats.finished,
+                stats.pages_used,
+                stats.running,
+                stats.waiting
+            ),
+            (40, 0, 0, 0)
+        );
+        assert_eq!(stats.prompt_tokens, 120);
+    }
+
+    #[test]
+    fn events_can_be_awaited() {
+        let engine = engine(SHAPE, EngineConfig::default());
+        let mut output = engine.submit(greedy(vec![3, 4], 5)).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let mut events = Vec::new();
+        runtime.block_on(async {
+            while let Some(event) = output.next().await {
+                events.push(event);
+            }
+        });
+        assert_eq!(events.len(), 6);
+        assert!(matches!(events.last(), Some(Event::Finished(_))));
+    }
+
+    #[test]
+    fn a_drained_engine_takes_nothing_more_and_ends_the_rest() {
+        let engine = engine(ENDLESS, EngineConfig::default());
+        let endless = engine
+            .submit(Request {
+                max_tokens: None,
+                ..greedy(vec![1], 1)
+            })
+            .unwrap();
+        assert!(!engine.drain(Duration::ZERO));
+        assert!(
+            matches!(all(endless).1.reason, FinishReason::Error(why) if why.contains("shutting down"))
+        );
+        assert_eq!(
+            engine.submit(greedy(vec![1], 1)).unwrap_err(),
+            SubmitError::Closed
+        );
+    }
+
+    #[test]
+    fn the_last_handle_ends_everything() {
+        let engine = engine(ENDLESS, EngineConfig::default());
+        let endless = engine
+            .submit(Request {
+                max_tokens: None,
+                ..greedy(vec![1], 1)
+            })
+            .unwrap();
+        drop(engine.clone());
+        drop(engine);
+        assert!(matches!(all(endless).1.reason, FinishReason::Error(_)));
+    }
+
+    #[test]
+    fn the_engine_goes_on_after_the_executor_panicked() {
+        let engine = engine(SHAPE, EngineConfig::default());
+        for _ in 0..3 {
+            let failed = all(engine.submit(greedy(vec![1, PANIC], 4)).unwrap()).1;
+            assert!(matches!(failed.reason, FinishReason::Error(why) if why.contains("scripted")));
+        }
+        assert_eq!(
+            all(engine.submit(greedy(vec![5], 4)).unwrap()).0,
+            Scripted::alone(&[5], 4)
+        );
+        assert!(engine.drain(Duration::from_secs(60)));
     }
 }

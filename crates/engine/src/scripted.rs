@@ -1,0 +1,162 @@
+//! A model for tests whose outputs are a hash of what it finds in its pages.
+//! A wrong block table, a page with two owners or a chunk at a wrong position gives other tokens.
+
+use sedge_kernels::PAGE_TOKENS;
+use sedge_models::{Batch, Outputs};
+
+use crate::logprob::peak;
+use crate::rng::split_mix;
+use crate::{Executor, Request, Sampling, Shape};
+
+/// Shape of the model in most tests.
+pub(crate) const SHAPE: Shape = Shape {
+    vocab: 40,
+    hidden: 3,
+    context: 256,
+    pages: 64,
+    bidirectional: false,
+};
+
+/// A step with this token panics.
+pub(crate) const PANIC: u32 = 39;
+/// After this token every logit is NaN.
+pub(crate) const NAN: u32 = 38;
+/// A step with this token leaves too few logits.
+pub(crate) const SHORT: u32 = 37;
+/// Tokens below this one are ordinary.
+pub(crate) const ORDINARY: u32 = 37;
+
+pub(crate) struct Scripted {
+    shape: Shape,
+    /// Token and position of each slot of each page.
+    memory: Vec<Option<(u32, usize)>>,
+    /// More tokens than this in a step panic.
+    pub(crate) most_tokens: usize,
+}
+
+impl Scripted {
+    pub(crate) fn new(shape: Shape) -> Scripted {
+        Scripted {
+            shape,
+            memory: vec![None; shape.pages * PAGE_TOKENS],
+            most_tokens: usize::MAX,
+        }
+    }
+
+    /// The most likely continuation of a prompt, without pages or steps.
+    pub(crate) fn alone(prompt: &[u32], tokens: usize) -> Vec<u32> {
+        let mut all = prompt.to_vec();
+        for _ in 0..tokens {
+            all.push(peak(&logits(&all, SHAPE.vocab)).unwrap().0 as u32);
+        }
+        all.split_off(prompt.len())
+    }
+}
+
+/// A request for the most likely tokens.
+pub(crate) fn greedy(prompt: Vec<u32>, max_tokens: usize) -> Request {
+    let sampling = Sampling {
+        temperature: 0.0,
+        ..Sampling::default()
+    };
+    Request {
+        prompt,
+        max_tokens: Some(max_tokens),
+        sampling,
+        ..Request::default()
+    }
+}
+
+fn hash(tokens: &[u32]) -> u64 {
+    tokens
+        .iter()
+        .fold(17, |hash, &token| split_mix(&mut (hash ^ u64::from(token))))
+}
+
+/// Logits after a text.
+pub(crate) fn logits(text: &[u32], vocab: usize) -> Vec<f32> {
+    let mut state = hash(text);
+    let nan = text.last() == Some(&NAN);
+    (0..vocab as u32)
+        .map(|token| match token {
+            _ if nan => f32::NAN,
+            ORDINARY.. => f32::NEG_INFINITY,
+            _ => (split_mix(&mut state) % 1000) as f32 / 100.0,
+        })
+        .collect()
+}
+
+/// Hidden state of the last token of a text.
+pub(crate) fn hidden(text: &[u32], width: usize) -> Vec<f32> {
+    let mut state = !hash(text);
+    (0..width)
+        .map(|_| (split_mix(&mut state) % 1000) as f32 / 100.0)
+        .collect()
+}
+
+impl Executor for Scripted {
+    fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    fn forward(&mut self, batch: &Batch, out: &mut Outputs) {
+        let rows = batch.tokens.len();
+        assert!(!batch.tokens.contains(&PANIC), "a scripted panic");
+        assert!(rows <= self.most_tokens, "{rows} tokens in a step");
+        assert_eq!(batch.segments.first().map(|s| s.rows.start), Some(0));
+        assert_eq!(batch.segments.last().map(|s| s.rows.end), Some(rows));
+        assert!(
+            batch
+                .segments
+                .windows(2)
+                .all(|s| s[0].rows.end == s[1].rows.start)
+        );
+
+        if !self.shape.bidirectional {
+            for segment in &batch.segments {
+                let table = &batch.tables[segment.pages.clone()];
+                for (row, position) in segment.rows.clone().zip(segment.position..) {
+                    let slot = table[position / PAGE_TOKENS] as usize * PAGE_TOKENS
+                        + position % PAGE_TOKENS;
+                    self.memory[slot] = Some((batch.tokens[row], position));
+                }
+            }
+        }
+        // What each row sees of its sequence.
+        let text = |row: usize| -> Vec<u32> {
+            let segment = batch
+                .segments
+                .iter()
+                .find(|s| s.rows.contains(&row))
+                .unwrap();
+            if self.shape.bidirectional {
+                let mut text = batch.tokens[segment.rows.clone()].to_vec();
+                text.push((row - segment.rows.start) as u32);
+                return text;
+            }
+            let table = &batch.tables[segment.pages.clone()];
+            (0..=segment.position + row - segment.rows.start)
+                .map(|position| {
+                    let slot = table[position / PAGE_TOKENS] as usize * PAGE_TOKENS
+                        + position % PAGE_TOKENS;
+                    let (token, stored) = self.memory[slot].unwrap();
+                    assert_eq!(stored, position, "a page was overwritten");
+                    token
+                })
+                .collect()
+        };
+        out.logits.clear();
+        for &row in &batch.logits {
+            out.logits
+                .extend(logits(&text(row as usize), self.shape.vocab));
+        }
+        out.hidden.clear();
+        for &row in &batch.hidden {
+            out.hidden
+                .extend(hidden(&text(row as usize), self.shape.hidden));
+        }
+        if batch.tokens.contains(&SHORT) {
+            out.logits.pop();
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! One request on its way: its tokens, its pages, and what becomes of a step's outputs.
+//! Whatever happens to it, it sends `Finished` at most once, and last.
+
+use std::time::Instant;
+
+use sedge_formats::tokenizer::{TextStream, Tokenizer};
+use sedge_models::Outputs;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::constraint::Grammar;
+use crate::logprob::logprob;
+use crate::pages::{Table, pages_for};
+use crate::plan::Task;
+use crate::sample::Sampler;
+use crate::stop::StopTexts;
+use crate::{Event, Finish, FinishReason, Logprob, Shape, Timings, TokenEvent, Usage};
+
+/// A request that was taken.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    /// The prompt, then what was generated.
+    pub(crate) tokens: Vec<u32>,
+    /// How many of them are the prompt.
+    pub(crate) prompt: usize,
+    /// How many are computed: their keys and values lie in the pages.
+    pub(crate) computed: usize,
+    pub(crate) table: Table,
+    pub(crate) running: bool,
+    pub(crate) ended: bool,
+    work: Work,
+    events: UnboundedSender<Event>,
+    submitted: Instant,
+    first_run: Option<Instant>,
+    first_output: Option<Instant>,
+}
+
+/// What the steps make.
+#[derive(Debug)]
+pub(crate) enum Work {
+    Answer(Box<Answer>),
+    Embedding(Mean),
+}
+
+/// A text that grows by a token at a time.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// Most tokens.
+    pub(crate) limit: usize,
+    /// Tokens that end it.
+    pub(crate) ends: Vec<u32>,
+    pub(crate) sampler: Sampler,
+    pub(crate) grammar: Option<Grammar>,
+    pub(crate) stream: Option<TextStream>,
+    pub(crate) stop: StopTexts,
+    /// Alternatives to report with each token.
+    pub(crate) logprobs: Option<usize>,
+    /// Log-probabilities of the prompt's tokens from the second on, until they are sent.
+    pub(crate) scored: Option<Vec<Logprob>>,
+}
+
+/// A mean of hidden states that are added one at a time.
+#[derive(Debug, Default)]
+pub(crate) struct Mean {
+    sum: Vec<f64>,
+    rows: usize,
+}
+
+/// What a sequence needs to take a step's outputs.
+pub(crate) struct Tools<'a> {
+    pub(crate) tokenizer: Option<&'a Tokenizer>,
+    pub(crate) shape: Shape,
+    pub(crate) outputs: &'a mut Outputs,
+    pub(crate) now: Instant,
+}
+
+impl Sequence {
+    pub(crate) fn new(
+        prompt: Vec<u32>,
+        work: Work,
+        events: UnboundedSender<Event>,
+        submitted: Instant,
+    ) -> Sequence {
+        Sequence {
+            prompt: prompt.len(),
+            tokens: prompt,
+            computed: 0,
+            table: Table::default(),
+            running: false,
+            ended: false,
+            work,
+            events,
+            submitted,
+            first_run: None,
+            first_output: None,
+        }
+    }
+
+    /// Nobody listens any more.
+    pub(crate) fn cancelled(&self) -> bool {
+        self.events.is_closed()
+    }
+
+    /// Tokens generated.
+    pub(crate) fn generated(&self) -> usize {
+        self.tokens.len() - self.prompt
+    }
+
+    /// Pages for all tokens that are known.
+    pub(crate) fn wanted_pages(&self, shape: &Shape) -> usize {
+        if shape.bidirectional {
+            0
+        } else {
+            pages_for(self.tokens.len())
+        }
+    }
+
+    pub(crate) fn task(&self, shape: &Shape) -> Task {
+        Task {
+            running: self.running,
+            left: self.tokens.len() - self.computed,
+            held: self.table.len(),
+            missing: self.wanted_pages(shape).saturating_sub(self.table.len()),
+            whole: shape.bidirectional,
+            scored: matches!(&self.work, Work::Answer(a) if a.scored.is_some()),
+        }
+    }
+
+    /// The step after this call runs a part of it.
+    pub(crate) fn started(&mut self, now: Instant) {
+        self.running = true;
+        self.first_run.get_or_insert(now);
+    }
+
+    /// Forgets what is computed; it will be computed again.
+    pub(crate) fn preempted(&mut self) {
+        self.running = false;
+        self.computed = 0;
+    }
+
+    /// Whether the logits of a position are wanted.
+    pub(crate) fn wants_logits(&self, position: usize) -> bool {
+        let Work::Answer(answer) = &self.work else {
+            return false;
+        };
+        if position + 1 == self.tokens.len() {
+            return answer.limit > 0;
+        }
+        answer
+            .scored
+            .as_ref()
+            .is_some_and(|s| position + 1 < self.prompt && position >= s.len())
+    }
+
+    /// Whether the hidden state of a position is wanted.
+    pub(crate) fn wants_hidden(&self, position: usize) -> bool {
+        matches!(&self.work, Work::Embedding(mean) if position >= mean.rows)
+    }
+
+    /// Takes the outputs of its next `tokens`: rows from `logits` and `hidden` on, those that
+    /// `wants_logits` and `wants_hidden` named. Sends what they make; may end.
+    pub(crate) fn take(
+        &mut self,
+        tokens: usize,
+        mut logits: usize,
+        mut hidden: usize,
+        tools: &mut Tools<'_>,
+    ) {
+        let from = self.computed;
+        self.computed += tokens;
+        let last = self.computed == self.tokens.len();
+        for position in from..self.computed {
+            if self.wants_hidden(position) {
+                let width = tools.shape.hidden;
+                if let Work::Embedding(mean) = &mut self.work {
+                    mean.add(&tools.outputs.hidden[hidden * width..][..width]);
+                }
+                hidden += 1;
+            }
+            if position + 1 < self.tokens.len() && self.wants_logits(position) {
+                self.score(position, logits, tools);
+                logits += 1;
+            }
+        }
+        if !last || self.ended {
+            return;
+        }
+        match &mut self.work {
+            Work::Embedding(mean) => {
+                let event = Event::Embedding(mean.value());
+                self.first_output = Some(tools.now);
+                self.send(event);
+                self.finish(FinishReason::Stop, tools.tokenizer, tools.now);
+            }
+            Work::Answer(answer) => {
+                let (limit, scored) = (answer.limit, answer.scored.take());
+                if let Some(scored) = scored {
+                    self.send(Event::Prompt(scored));
+                }
+                match limit {
+                    0 => self.finish(FinishReason::Length, tools.tokenizer, tools.now),
+                    _ => self.next_token(logits, tools),
+                }
+            }
+        }
+    }
+
+    /// Notes the log-probability of the prompt's token after `position`.
+    fn score(&mut self, position: usize, row: usize, tools: &mut Tools<'_>) {
+        let Work::Answer(answer) = &mut self.work else {
+            return;
+        };
+        if self.ended {
+            return;
+        }
+        let logits = &tools.outputs.logits[row * tools.shape.vocab..][..tools.shape.vocab];
+        match logprob(
+            logits,
+            self.tokens[position + 1],
+            answer.logprobs.unwrap_or(0),
+        ) {
+            Ok(found) => answer.scored.get_or_insert_default().push(found),
+            Err(bad) => self.finish(
+                FinishReason::Error(bad.to_string()),
+                tools.tokenizer,
+                tools.now,
+            ),
+        }
+    }
+
+    /// Chooses the next token from a row of logits and sends it.
+    fn next_token(&mut self, row: usize, tools: &mut Tools<'_>) {
+        let Work::Answer(answer) = &mut self.work else {
+            return;
+        };
+        let logits = &mut tools.outputs.logits[row * tools.shape.vocab..][..tools.shape.vocab];
+        let event = match answer.choose(logits) {
+            Ok((token, logprob)) => {
+                self.tokens.push(token);
+                self.first_output.get_or_insert(tools.now);
+                if answer.ends.contains(&token) {
+                    return self.finish(FinishReason::Stop, tools.tokenizer, tools.now);
+                }
+                answer.write(token, logprob, tools.tokenizer)
+            }
+            Err(why) => Err(why),
+        };
+        match event {
+            Ok((event, stopped)) => {
+                let full = answer.limit == self.tokens.len() - self.prompt;
+                self.send(Event::Token(event));
+                if stopped {
+                    self.finish(FinishReason::Stop, tools.tokenizer, tools.now);
+                } else if full {
+                    self.finish(FinishReason::Length, tools.tokenizer, tools.now);
+                }
+            }
+            Err(why) => self.finish(FinishReason::Error(why), tools.tokenizer, tools.now),
+        }
+    }
+
+    /// Ends it. Its pages are not yet given back.
+    pub(crate) fn finish(
+        &mut self,
+        reason: FinishReason,
+        tokenizer: Option<&Tokenizer>,
+        now: Instant,
+    ) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        let text = match &mut self.work {
+            Work::Answer(answer) => answer.close(tokenizer),
+            Work::Embedding(_) => String::new(),
+        };
+        let since =
+            |at: Option<Instant>| at.unwrap_or(now).saturating_duration_since(self.submitted);
+        let finish = Finish {
+            reason,
+            text,
+            usage: Usage {
+                prompt: self.prompt,
+                completion: self.generated(),
+                cached: 0,
+            },
+            timings: Timings {
+                queued: since(self.first_run),
+                first_token: since(self.first_output),
+                total: since(Some(now)),
+            },
+        };
+        self.send(Event::Finished(finish));
+    }
+
+    /// A receiver that went away is noticed before the next step.
+    fn send(&self, event: Event) {
+        let _ = self.events.send(event);
+    }
+}
+
+impl Answer {
+    /// Chooses a token; reports its log-probability before any rule changed it.
+    fn choose(&mut self, logits: &mut [f32]) -> Result<(u32, Option<Logprob>), String> {
+        let raw = self.logprobs.map(|_| logits.to_vec());
+        if let Some(grammar) = &mut self.grammar {
+            grammar.mask(logits)?;
+        }
+        let token = self.sampler.choose(logits).map_err(|e| e.to_string())?;
+        let logprob = match raw {
+            Some(raw) => {
+                Some(logprob(&raw, token, self.logprobs.unwrap_or(0)).map_err(|e| e.to_string())?)
+            }
+            None => None,
+        };
+        Ok((token, logprob))
+    }
+
+    /// Adds a token to the text; whether a stop text or the grammar ends it here.
+    fn write(
+        &mut self,
+        id: u32,
+        logprob: Option<Logprob>,
+        tokenizer: Option<&Tokenizer>,
+    ) -> Result<(TokenEvent, bool), String> {
+        let text = match (&mut self.stream, tokenizer) {
+            (Some(stream), Some(tokenizer)) => stream.push(tokenizer, id),
+            _ => String::new(),
+        };
+        let (text, mut stopped) = self.stop.push(text);
+        if stopped {
+            self.stream = None; // what may be left of a character comes after the stop text
+        } else if let Some(grammar) = &mut self.grammar {
+            grammar.advance(id)?;
+            stopped = grammar.complete();
+        }
+        Ok((TokenEvent { id, text, logprob }, stopped))
+    }
+
+    /// What was held back.
+    fn close(&mut self, tokenizer: Option<&Tokenizer>) -> String {
+        let rest = match (&mut self.stream, tokenizer) {
+            (Some(stream), Some(_)) => stream.finish(),
+            _ => String::new(),
+        };
+        let (mut text, stopped) = self.stop.push(rest);
+        if !stopped {
+            text.push_str(&self.stop.finish());
+        }
+        text
+    }
+}
+
+impl Mean {
+    fn add(&mut self, row: &[f32]) {
+        self.sum.resize(row.len(), 0.0);
+        self.sum
+            .iter_mut()
+            .zip(row)
+            .for_each(|(sum, &x)| *sum += f64::from(x));
+        self.rows += 1;
+    }
+
+    fn value(&self) -> Vec<f32> {
+        self.sum
+            .iter()
+            .map(|&sum| (sum / self.rows as f64) as f32)
+            .collect()
+    }
+}

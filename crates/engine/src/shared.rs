@@ -1,0 +1,221 @@
+//! What the engine's handles and its thread share: arrivals, closing, counters.
+//! A request is in exactly one place: among the arrivals or with the loop.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::sequence::Sequence;
+use crate::{EngineStats, SubmitError};
+
+/// Shared by handles and loop.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    inbox: Mutex<Inbox>,
+    /// Rings for the loop: something arrived, or the engine closes.
+    bell: Condvar,
+    /// Rings for those who drain: nothing is left.
+    empty: Condvar,
+    max_waiting: usize,
+    pub(crate) counters: Counters,
+}
+
+#[derive(Debug)]
+struct Inbox {
+    arrivals: Vec<Sequence>,
+    /// Requests that were taken and have not ended.
+    live: usize,
+    /// Those of them that do not run.
+    waiting: usize,
+    state: Door,
+    /// When a request last ended, or the loop last woke up.
+    last_end: Instant,
+    /// Usual time between two ends while there is work.
+    between_ends: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Door {
+    Open,
+    /// Takes nothing more; what was taken goes on.
+    Draining,
+    /// Ends everything at the next step, for this reason.
+    Closing(&'static str),
+    /// The thread is gone.
+    Closed,
+}
+
+/// Whether the loop goes on.
+pub(crate) enum Closing {
+    No,
+    Now(&'static str),
+}
+
+/// The atomics behind [`EngineStats`].
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) running: AtomicUsize,
+    pub(crate) pages_used: AtomicUsize,
+    pub(crate) pages: AtomicUsize,
+    pub(crate) steps: AtomicU64,
+    pub(crate) prompt_tokens: AtomicU64,
+    pub(crate) generated_tokens: AtomicU64,
+    pub(crate) finished: AtomicU64,
+    pub(crate) cancelled: AtomicU64,
+    pub(crate) refused: AtomicU64,
+    pub(crate) preempted: AtomicU64,
+}
+
+impl Shared {
+    pub(crate) fn new(max_waiting: usize) -> Shared {
+        let inbox = Inbox {
+            arrivals: Vec::new(),
+            live: 0,
+            waiting: 0,
+            state: Door::Open,
+            last_end: Instant::now(),
+            between_ends: Duration::ZERO,
+        };
+        Shared {
+            inbox: Mutex::new(inbox),
+            bell: Condvar::new(),
+            empty: Condvar::new(),
+            max_waiting: max_waiting.max(1),
+            counters: Counters::default(),
+        }
+    }
+
+    /// A panic while it is locked leaves counts that are still usable.
+    fn lock(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a request would be taken now.
+    pub(crate) fn admits(&self) -> Result<(), SubmitError> {
+        self.check_door(&self.lock())
+    }
+
+    fn check_door(&self, inbox: &Inbox) -> Result<(), SubmitError> {
+        if inbox.state != Door::Open {
+            return Err(SubmitError::Closed);
+        }
+        if inbox.waiting >= self.max_waiting {
+            self.counters.refused.fetch_add(1, Ordering::Relaxed);
+            let seconds = inbox.between_ends.as_secs_f64().ceil().clamp(1.0, 60.0);
+            let retry_after = Duration::from_secs(seconds as u64);
+            return Err(SubmitError::Busy {
+                waiting: inbox.waiting,
+                retry_after,
+            });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn submit(&self, sequence: Sequence) -> Result<(), SubmitError> {
+        let mut inbox = self.lock();
+        self.check_door(&inbox)?;
+        inbox.arrivals.push(sequence);
+        inbox.live += 1;
+        inbox.waiting += 1;
+        self.bell.notify_one();
+        Ok(())
+    }
+
+    /// Tells how many requests the loop has left and hands it those that arrived.
+    fn trade(&self, inbox: &mut Inbox, sequences: &mut Vec<Sequence>) {
+        sequences.append(&mut inbox.arrivals);
+        inbox.live = sequences.len();
+        inbox.waiting = sequences.iter().filter(|s| !s.running).count();
+        if inbox.live == 0 {
+            self.empty.notify_all();
+        }
+    }
+
+    /// Between two steps of the loop: trades, and waits while there is nothing to run.
+    pub(crate) fn meet(&self, sequences: &mut Vec<Sequence>) -> Closing {
+        let mut inbox = self.lock();
+        self.trade(&mut inbox, sequences);
+        loop {
+            match inbox.state {
+                Door::Closing(why) => return Closing::Now(why),
+                _ if !sequences.is_empty() => return Closing::No,
+                _ => {}
+            }
+            inbox = self
+                .bell
+                .wait(inbox)
+                .unwrap_or_else(PoisonError::into_inner);
+            inbox.last_end = Instant::now();
+            self.trade(&mut inbox, sequences);
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn exchange(&self, sequences: &mut Vec<Sequence>) {
+        self.trade(&mut self.lock(), sequences);
+    }
+
+    /// Requests ended by themselves: the basis of `Retry-After`.
+    pub(crate) fn note_finished(&self, ended: usize, now: Instant) {
+        self.counters
+            .finished
+            .fetch_add(ended as u64, Ordering::Relaxed);
+        let mut inbox = self.lock();
+        let between = now.saturating_duration_since(inbox.last_end)
+            / u32::try_from(ended).unwrap_or(u32::MAX);
+        inbox.between_ends = match inbox.between_ends {
+            Duration::ZERO => between,
+            usual => (usual * 4 + between) / 5,
+        };
+        inbox.last_end = now;
+    }
+
+    /// Takes no more, and waits until nothing is left or the time has passed. True when nothing is left.
+    pub(crate) fn drain(&self, timeout: Duration) -> bool {
+        let mut inbox = self.lock();
+        if inbox.state == Door::Open {
+            inbox.state = Door::Draining;
+        }
+        let (inbox, _) = self
+            .empty
+            .wait_timeout_while(inbox, timeout, |i| i.live > 0)
+            .unwrap_or_else(PoisonError::into_inner);
+        inbox.live == 0
+    }
+
+    /// Takes no more and ends what is left at the next step.
+    pub(crate) fn close(&self, why: &'static str) {
+        let mut inbox = self.lock();
+        if !matches!(inbox.state, Door::Closing(_) | Door::Closed) {
+            inbox.state = Door::Closing(why);
+        }
+        self.bell.notify_all();
+    }
+
+    /// The loop is gone, whatever the reason: nobody may wait for it.
+    pub(crate) fn closed(&self) {
+        let mut inbox = self.lock();
+        inbox.state = Door::Closed;
+        inbox.arrivals.clear();
+        inbox.live = 0;
+        inbox.waiting = 0;
+        self.empty.notify_all();
+    }
+
+    pub(crate) fn stats(&self) -> EngineStats {
+        let c = &self.counters;
+        EngineStats {
+            waiting: self.lock().waiting,
+            running: c.running.load(Ordering::Relaxed),
+            pages_used: c.pages_used.load(Ordering::Relaxed),
+            pages: c.pages.load(Ordering::Relaxed),
+            steps: c.steps.load(Ordering::Relaxed),
+            prompt_tokens: c.prompt_tokens.load(Ordering::Relaxed),
+            generated_tokens: c.generated_tokens.load(Ordering::Relaxed),
+            finished: c.finished.load(Ordering::Relaxed),
+            cancelled: c.cancelled.load(Ordering::Relaxed),
+            refused: c.refused.load(Ordering::Relaxed),
+            preempted: c.preempted.load(Ordering::Relaxed),
+        }
+    }
+}

@@ -1,0 +1,487 @@
+//! The loop, stepped by hand over a scripted model.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::logprob::logprob;
+use crate::run::{Handle, Output};
+use crate::scripted::{NAN, ORDINARY, PANIC, SHAPE, SHORT, Scripted, greedy, hidden, logits};
+use crate::{Event, Finish, Goal, Request, Sampling, SubmitError, Usage};
+
+/// An engine without its thread.
+struct Rig {
+    handle: Handle,
+    steps: Loop,
+}
+
+impl Rig {
+    fn new(shape: Shape, config: EngineConfig) -> Rig {
+        let shared = Arc::new(Shared::new(config.max_waiting));
+        let mut model = Scripted::new(shape);
+        if !shape.bidirectional {
+            model.most_tokens = config.token_budget;
+        }
+        let steps = Loop::new(Box::new(model), None, &config, shared.clone());
+        Rig {
+            handle: Handle::new(shared, shape, None),
+            steps,
+        }
+    }
+
+    fn submit(&self, request: Request) -> Output {
+        self.handle.submit(request).unwrap()
+    }
+
+    /// Steps until nothing is left.
+    fn finish(&mut self) {
+        for _ in 0..20_000 {
+            self.steps.poll();
+            if self.steps.sequences.is_empty() {
+                assert_eq!(self.steps.pages.used(), 0);
+                return;
+            }
+        }
+        panic!("requests are left after 20000 steps");
+    }
+
+    /// Runs one request to its end.
+    fn run(&mut self, request: Request) -> Vec<Event> {
+        let mut output = self.submit(request);
+        self.finish();
+        output.ready()
+    }
+}
+
+fn rig(budget: usize) -> Rig {
+    Rig::new(
+        SHAPE,
+        EngineConfig {
+            token_budget: budget,
+            ..EngineConfig::default()
+        },
+    )
+}
+
+fn tokens(events: &[Event]) -> Vec<u32> {
+    events
+        .iter()
+        .filter_map(|e| {
+            if let Event::Token(t) = e {
+                Some(t.id)
+            } else {
+                None
+            }
+        })
+        .collect()
+}
+
+fn finish(events: &[Event]) -> &Finish {
+    match events {
+        [.., Event::Finished(finish)] => finish,
+        other => panic!("no end: {other:?}"),
+    }
+}
+
+/// Events without their times.
+fn timeless(mut events: Vec<Event>) -> Vec<Event> {
+    for event in &mut events {
+        if let Event::Finished(finish) = event {
+            finish.timings = Default::default();
+        }
+    }
+    events
+}
+
+#[test]
+fn chunks_of_any_size_give_the_tokens_of_the_whole() {
+    let prompt: Vec<u32> = (0..50).map(|i| i * 7 % ORDINARY).collect();
+    let expected = Scripted::alone(&prompt, 20);
+    for budget in [1, 3, 16, 17, 500] {
+        let events = rig(budget).run(greedy(prompt.clone(), 20));
+        assert_eq!(tokens(&events), expected);
+        assert_eq!(
+            finish(&events).usage,
+            Usage {
+                prompt: 50,
+                completion: 20,
+                cached: 0
+            }
+        );
+    }
+}
+
+#[test]
+fn a_dropped_output_frees_its_pages_within_one_step() {
+    let mut rig = rig(64);
+    let (kept, dropped) = (
+        rig.submit(greedy(vec![1; 40], 100)),
+        rig.submit(greedy(vec![2; 40], 100)),
+    );
+    let waits = rig.submit(greedy(vec![3; 200], 10));
+    rig.steps.poll();
+    rig.steps.poll();
+    assert_eq!(rig.steps.sequences.len(), 3);
+    drop(dropped);
+    drop(waits);
+    rig.steps.poll();
+    assert_eq!(rig.steps.pages.used(), 3);
+    assert_eq!(rig.handle_stats().cancelled, 2);
+    drop(kept);
+    rig.steps.poll();
+    assert_eq!(rig.steps.pages.used(), 0);
+}
+
+#[test]
+fn a_panic_ends_what_runs_and_spares_what_waits() {
+    let mut rig = Rig::new(
+        SHAPE,
+        EngineConfig {
+            token_budget: 8,
+            max_running: 2,
+            max_waiting: 9,
+        },
+    );
+    let mut running = rig.submit(greedy(vec![4], 30));
+    rig.steps.poll();
+    let mut poisoned = rig.submit(greedy(vec![5, PANIC], 30));
+    let mut waiting = rig.submit(greedy(vec![6], 3));
+    rig.finish();
+    for output in [&mut running, &mut poisoned] {
+        assert!(
+            matches!(&finish(&output.ready()).reason, FinishReason::Error(why) if why.contains("scripted"))
+        );
+    }
+    let events = waiting.ready();
+    assert_eq!(tokens(&events), Scripted::alone(&[6], 3));
+    assert_eq!(finish(&events).reason, FinishReason::Length);
+}
+
+#[test]
+fn logits_that_are_not_numbers_end_only_their_request() {
+    for prompt_logprobs in [false, true] {
+        let mut rig = rig(64);
+        let mut good = rig.submit(greedy(vec![4], 5));
+        let mut bad = rig.submit(Request {
+            prompt_logprobs,
+            ..greedy(vec![5, NAN], 5)
+        });
+        let mut worse = rig.submit(Request {
+            prompt_logprobs,
+            ..greedy(vec![NAN, 5], 5)
+        });
+        rig.finish();
+        assert_eq!(tokens(&good.ready()), Scripted::alone(&[4], 5));
+        let ends = [bad.ready(), worse.ready()].map(|e| finish(&e).reason.clone());
+        assert!(matches!(&ends[0], FinishReason::Error(why) if why.contains("finite")));
+        assert_eq!(matches!(&ends[1], FinishReason::Error(_)), prompt_logprobs);
+    }
+}
+
+#[test]
+fn outputs_of_a_wrong_size_are_an_error() {
+    let events = rig(64).run(greedy(vec![SHORT], 5));
+    assert!(matches!(&finish(&events).reason, FinishReason::Error(why) if why.contains("size")));
+}
+
+#[test]
+fn an_answer_ends_at_the_context_or_where_all_pages_are_full() {
+    for (context, pages, room) in [(20, 64, 17), (256, 1, 13), (256, 2, 29)] {
+        let mut rig = Rig::new(
+            Shape {
+                context,
+                pages,
+                ..SHAPE
+            },
+            EngineConfig::default(),
+        );
+        let events = rig.run(Request {
+            max_tokens: None,
+            ..greedy(vec![1, 2, 3], 0)
+        });
+        assert_eq!(tokens(&events), Scripted::alone(&[1, 2, 3], room));
+        assert_eq!(finish(&events).reason, FinishReason::Length);
+        let refused = rig.handle.submit(greedy(vec![1; room + 3], 1)).unwrap_err();
+        assert_eq!(
+            refused,
+            SubmitError::TooLong {
+                prompt: room + 3,
+                context: room + 3
+            }
+        );
+    }
+}
+
+#[test]
+fn a_stop_token_ends_the_answer_and_is_counted_but_not_sent() {
+    let expected = Scripted::alone(&[9, 9], 6);
+    let end = expected[5];
+    let at = expected.iter().position(|&t| t == end).unwrap();
+    let events = rig(64).run(Request {
+        stop_tokens: vec![end],
+        ..greedy(vec![9, 9], 50)
+    });
+    assert_eq!(tokens(&events), expected[..at]);
+    assert_eq!(finish(&events).reason, FinishReason::Stop);
+    assert_eq!(finish(&events).usage.completion, at + 1);
+}
+
+#[test]
+fn no_tokens_asked_for_none_generated() {
+    let mut rig = rig(64);
+    let mut output = rig.submit(greedy(vec![1; 256], 0));
+    let events = output.ready();
+    assert_eq!(events.len(), 1);
+    assert_eq!(finish(&events).reason, FinishReason::Length);
+    assert!(rig.steps.sequences.is_empty());
+    rig.finish();
+
+    let events = rig.run(Request {
+        prompt_logprobs: true,
+        ..greedy(vec![1; 256], 0)
+    });
+    assert!(matches!(&events[..], [Event::Prompt(p), Event::Finished(_)] if p.len() == 255));
+}
+
+#[test]
+fn logprobs_are_those_of_the_raw_logits() {
+    let prompt: Vec<u32> = (0..30).map(|i| i * 5 % ORDINARY).collect();
+    let sampling = Sampling {
+        temperature: 0.3,
+        top_k: 3,
+        presence_penalty: 1.0,
+        seed: Some(4),
+        ..Sampling::default()
+    };
+    let request = Request {
+        logprobs: Some(2),
+        prompt_logprobs: true,
+        sampling,
+        ..greedy(prompt.clone(), 8)
+    };
+    let events = rig(7).run(request);
+
+    let Event::Prompt(scored) = &events[0] else {
+        panic!("{events:?}")
+    };
+    let expected =
+        (1..30).map(|i| logprob(&logits(&prompt[..i], SHAPE.vocab), prompt[i], 2).unwrap());
+    assert_eq!(scored, &expected.collect::<Vec<_>>());
+
+    let mut text = prompt;
+    for event in &events[1..9] {
+        let Event::Token(token) = event else {
+            panic!("{event:?}")
+        };
+        let expected = logprob(&logits(&text, SHAPE.vocab), token.id, 2).unwrap();
+        assert_eq!(token.logprob, Some(expected));
+        text.push(token.id);
+    }
+}
+
+#[test]
+fn an_embedding_is_the_mean_of_the_hidden_states() {
+    let prompt: Vec<u32> = (0..40).map(|i| i * 3 % ORDINARY).collect();
+    let request = Request {
+        goal: Goal::Embed,
+        prompt: prompt.clone(),
+        ..Request::default()
+    };
+    for bidirectional in [false, true] {
+        let pages = if bidirectional { 0 } else { 3 };
+        let shape = Shape {
+            bidirectional,
+            pages,
+            ..SHAPE
+        };
+        let mut rig = Rig::new(
+            shape,
+            EngineConfig {
+                token_budget: 9,
+                ..EngineConfig::default()
+            },
+        );
+        let events = rig.run(request.clone());
+        let [Event::Embedding(mean), Event::Finished(end)] = &events[..] else {
+            panic!("{events:?}")
+        };
+        assert_eq!(
+            (&end.reason, end.usage.completion),
+            (&FinishReason::Stop, 0)
+        );
+        for (i, found) in mean.iter().enumerate() {
+            let text = |row: usize| match bidirectional {
+                true => [&prompt[..], &[row as u32]].concat(),
+                false => prompt[..=row].to_vec(),
+            };
+            let sum: f32 = (0..40).map(|row| hidden(&text(row), SHAPE.hidden)[i]).sum();
+            assert!((sum / 40.0 - found).abs() < 1e-4);
+        }
+    }
+}
+
+#[test]
+fn seeds_repeat_and_missing_seeds_do_not() {
+    let ask = |seed| Request {
+        sampling: Sampling {
+            seed,
+            temperature: 2.0,
+            ..Sampling::default()
+        },
+        ..greedy(vec![1, 2, 3], 40)
+    };
+    let mut rig = rig(64);
+    let mut outputs = [Some(1), Some(1), Some(2), None, None].map(|seed| rig.submit(ask(seed)));
+    rig.finish();
+    let [a, b, c, d, e] = outputs.each_mut().map(|o| tokens(&o.ready()));
+    assert_eq!(a, b);
+    assert!(a != c && d != e && a != d);
+}
+
+#[test]
+fn a_full_queue_refuses_and_says_when_to_come_again() {
+    let mut rig = Rig::new(
+        SHAPE,
+        EngineConfig {
+            token_budget: 8,
+            max_running: 1,
+            max_waiting: 2,
+        },
+    );
+    let mut outputs = vec![
+        rig.submit(greedy(vec![1], 9)),
+        rig.submit(greedy(vec![1], 9)),
+    ];
+    let refused = |rig: &Rig| match rig.handle.submit(greedy(vec![1], 9)).unwrap_err() {
+        SubmitError::Busy {
+            waiting,
+            retry_after,
+        } => (waiting, retry_after.as_secs()),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(refused(&rig), (2, 1));
+    rig.steps.poll(); // one runs now, so there is a place
+    outputs.push(rig.submit(greedy(vec![1], 9)));
+    assert_eq!(refused(&rig), (2, 1));
+    assert_eq!(rig.handle_stats().refused, 2);
+    rig.finish();
+    assert!(outputs.iter_mut().all(|o| tokens(&o.ready()).len() == 9));
+}
+
+impl Rig {
+    fn handle_stats(&self) -> crate::EngineStats {
+        self.steps.shared.stats()
+    }
+}
+
+/// A request, when it arrives, and when its caller goes away.
+#[derive(Debug, Clone)]
+struct Visit {
+    request: Request,
+    arrives: usize,
+    leaves: Option<usize>,
+}
+
+fn visits() -> impl Strategy<Value = Vec<Visit>> {
+    let prompt = prop::collection::vec(0..ORDINARY, 1..60);
+    let flags = (
+        any::<bool>(),
+        any::<bool>(),
+        prop::bool::weighted(0.2),
+        any::<bool>(),
+    );
+    let visit = (
+        prompt,
+        prop::option::weighted(0.9, 0usize..40),
+        flags,
+        any::<u64>(),
+        0usize..60,
+    );
+    let visit = (visit, prop::option::weighted(0.25, 0usize..40));
+    let visit = visit.prop_map(
+        |((prompt, max_tokens, (draws, scored, embeds, penalised), seed, arrives), stays)| {
+            let sampling = Sampling {
+                temperature: if draws { 0.8 } else { 0.0 },
+                top_p: 0.95,
+                frequency_penalty: if penalised { 0.3 } else { 0.0 },
+                repetition_penalty: if penalised { 1.1 } else { 1.0 },
+                seed: Some(seed),
+                ..Sampling::default()
+            };
+            let request = Request {
+                goal: if embeds { Goal::Embed } else { Goal::Generate },
+                prompt,
+                max_tokens,
+                sampling,
+                prompt_logprobs: scored,
+                logprobs: scored.then_some(1),
+                ..Request::default()
+            };
+            Visit {
+                request,
+                arrives,
+                leaves: stays.map(|s| arrives + s),
+            }
+        },
+    );
+    prop::collection::vec(visit, 1..14)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+
+    /// Arrivals, departures and preemptions change nobody's answer; nothing is lost or kept.
+    #[test]
+    fn every_request_ends_once_as_if_it_were_alone(
+        visits in visits(), pages in 5usize..16, budget in 1usize..40, max_running in 1usize..8,
+    ) {
+        let shape = Shape { pages, context: 90, ..SHAPE };
+        let config = EngineConfig { token_budget: budget, max_running, max_waiting: 100 };
+        let mut rig = Rig::new(shape, config);
+        let capacity = 90.min(pages * 16);
+        let mut outputs: Vec<Option<Output>> = visits.iter().map(|_| None).collect();
+        let mut events: Vec<Vec<Event>> = vec![Vec::new(); visits.len()];
+        let mut first: Vec<Option<usize>> = vec![None; visits.len()];
+        let mut order = Vec::new(); // of those that were taken
+
+        let mut time = 0;
+        while time <= 100 || !rig.steps.sequences.is_empty() {
+            prop_assert!(time < 20_000, "requests are left after {time} steps");
+            for (i, visit) in visits.iter().enumerate() {
+                if visit.arrives == time {
+                    outputs[i] = Some(rig.submit(visit.request.clone()));
+                    order.push(i);
+                }
+                if visit.leaves == Some(time) {
+                    outputs[i] = None;
+                }
+            }
+            rig.steps.poll();
+            for (i, output) in outputs.iter_mut().enumerate() {
+                let new = output.as_mut().map(Output::ready).unwrap_or_default();
+                if !new.is_empty() && visits[i].request.max_tokens != Some(0) {
+                    first[i].get_or_insert(time);
+                }
+                events[i].extend(new);
+            }
+            let held: usize = rig.steps.sequences.iter().map(|s| s.table.len()).sum();
+            prop_assert_eq!(held, rig.steps.pages.used());
+            time += 1;
+        }
+        prop_assert_eq!(rig.steps.pages.used(), 0);
+
+        // First come, first served: among those that stayed, first outputs come in order of arrival.
+        let starts: Vec<usize> = order.iter().filter_map(|&i| first[i]).collect();
+        prop_assert!(starts.is_sorted(), "first outputs at {starts:?}");
+
+        for (visit, events) in visits.iter().zip(events) {
+            let mut alone = Rig::new(Shape { pages: 64, context: capacity, ..SHAPE }, EngineConfig::default());
+            let expected = timeless(alone.run(visit.request.clone()));
+            let events = timeless(events);
+            if visit.leaves.is_some() {
+                prop_assert!(expected.starts_with(&events));
+            } else {
+                prop_assert_eq!(events, expected);
+            }
+        }
+    }
+}
