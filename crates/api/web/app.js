@@ -3,7 +3,7 @@
 import { $ } from "./dom.js";
 import { ApiError, base, hasKey, listModels, setKey, streamChat } from "./api.js";
 import { allChats, deleteChat, getChat, newChat, onOtherTab, saveChat } from "./store.js";
-import { chats as canChat, facts, generates, tokens } from "./models.js";
+import { chats as canChat, facts, generates, introduction, tokens } from "./models.js";
 import { Settings, changed, samplingOf } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
 import { Transcript, split } from "./transcript.js";
@@ -36,7 +36,7 @@ const transcript = new Transcript({
 const sidebar = new Sidebar({
   open: (chat) => { open(chat); closeDrawer(); focusPrompt(); },
   rename: (chat, title) => {
-    if (title !== chat.title) Object.assign(chat, { title, named: true });
+    if (title !== chat.title) chat.title = title;
     keep(chat);
     showTitle();
   },
@@ -223,13 +223,14 @@ function explain(chat, error) {
   }
   if (code === "broken_stream") return ["The answer broke off", "The connection to the server ended before the answer did.", [retry]];
   if (status === 0) return ["The server does not answer", "It may have been stopped. Start it again (sedge serve), then try again.", [retry]];
-  if (status === 401 || status === 403) return ["A key is needed", message, [["Enter a key", () => askKey(() => regenerate(chat))]]];
+  if (status === 401) return ["A key is needed", message, [["Enter a key", () => askKey(() => regenerate(chat))]]];
   if (status === 404) return [`${chat.model} is not served`, "Choose another model above, then try again.", [["Look again", () => loadModels().then(retry[1])]]];
   if (status === 413) return ["The message is too large", message, [fresh]];
   if (status === 429) {
     const wait = retryAfter ? `Try again in ${Math.ceil(retryAfter)} ${Math.ceil(retryAfter) === 1 ? "second" : "seconds"}.` : "Try again in a moment.";
     return ["The server is busy", `Others are being answered and the queue is full. ${wait}`, [retry]];
   }
+  if (status === 503) return ["The server is not ready", message, [retry]];
   if (status >= 400 && status < 500) return ["The server refused the request", message, param ? [["Settings", () => openSettings(param)], retry] : [retry]];
   return ["The server failed", `${message} Its log says more.`, [retry]];
 }
@@ -257,9 +258,12 @@ let afterKey = null;
 function askKey(then) {
   if ($("key").open) return;
   afterKey = then;
+  $("key-title").textContent = hasKey() ? "That key is not accepted" : "This server asks for a key";
   $("key-input").value = "";
+  $("key").returnValue = "";
   $("key").showModal();
 }
+$("key-cancel").addEventListener("click", () => $("key").close());
 $("key").addEventListener("close", () => {
   const value = $("key-input").value.trim();
   if ($("key").returnValue !== "use" || !value) return;
@@ -305,6 +309,7 @@ function showAll() {
   showTitle();
   showSettingsMark();
   const model = modelOf(chat);
+  prompt.placeholder = introduction(model).placeholder;
   if (model) {
     $("model").value = model.id;
     $("model-facts").replaceChildren(...facts(model).map((fact) => Object.assign(document.createElement("span"), { textContent: fact })));
@@ -359,12 +364,14 @@ function toast(text, undo) {
   words.textContent = text;
   action.hidden = !undo;
   action.onclick = () => {
-    $("toast").hidden = true;
+    $("toast").hidePopover();
     undo();
   };
-  $("toast").hidden = false;
+  // Above an open dialog too: what is shown last in the top layer lies on top.
+  $("toast").hidePopover();
+  $("toast").showPopover();
   clearTimeout(toastTimer);
-  toastTimer = setTimeout(() => { $("toast").hidden = true; }, 8000);
+  toastTimer = setTimeout(() => $("toast").hidePopover(), 8000);
 }
 
 // ---- Controls
@@ -442,7 +449,7 @@ addEventListener("keydown", (event) => {
   if ((event.ctrlKey || event.metaKey) && !event.altKey && !event.shiftKey && event.key.toLowerCase() === "k") {
     event.preventDefault();
     if (!document.querySelector("dialog[open]")) startNew();
-  } else if (event.key === "Escape" && !event.defaultPrevented && !document.querySelector("dialog[open], :popover-open")) {
+  } else if (event.key === "Escape" && !event.defaultPrevented && !document.querySelector("dialog[open], .menu:popover-open")) {
     if (document.body.classList.contains("drawer-open")) closeDrawer();
     else running.get(chat.id)?.controller.abort();
   }

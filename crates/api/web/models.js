@@ -29,6 +29,7 @@ export function facts(model) {
 const KNOWN = {
   seedling: {
     about: "Describe a task and seedling suggests a shell command, or ask what a command does. It is small and can be wrong.",
+    placeholder: "Describe a task",
     system: "seedling never saw a system prompt in training: it does best without one.",
     prompts: ["find all files larger than 100MB", "how do I extract a tar.gz archive?", "What is grep?", "count lines in a file"],
   },
@@ -36,6 +37,7 @@ const KNOWN = {
 
 const ANY = {
   about: "Ask anything. The answer is made by the model above, and conversations stay in this browser.",
+  placeholder: "Ask anything",
   system: "Sent before the first message.",
   prompts: [
     "Explain how a hash map works",
@@ -46,4 +48,4 @@ const ANY = {
 };
 
 /** Words for the empty conversation and the settings. */
-export const introduction = (model) => KNOWN[model?.id] ?? ANY;
+export const introduction = (model) => (model ? KNOWN[model.id] ?? ANY : { ...ANY, about: "", prompts: [] });

@@ -26,7 +26,6 @@ function restore(json) {
   return {
     id: raw.id,
     title: text(raw.title),
-    named: raw.named === true,
     created: Number(raw.created) || 0,
     updated: Number(raw.updated) || 0,
     model: text(raw.model),
@@ -58,7 +57,7 @@ export const getChat = (id) => chats.get(id);
 export function newChat(model) {
   const { system, sampling } = defaults();
   const now = Date.now();
-  return { id: newId(), title: "", named: false, created: now, updated: now, model, system, sampling, messages: [] };
+  return { id: newId(), title: "", created: now, updated: now, model, system, sampling, messages: [] };
 }
 
 /** Keeps a conversation; false when the browser has no room for it. */

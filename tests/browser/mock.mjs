@@ -1,0 +1,135 @@
+// A server that answers like `sedge serve`, by script: for what a real model cannot be made to do
+// on demand (errors, long Markdown, slow answers). Alone: node mock.mjs [PORT]
+
+import { createServer } from "node:http";
+import { readFile } from "node:fs/promises";
+import { fileURLToPath } from "node:url";
+
+const WEB = fileURLToPath(new URL("../../crates/api/web/", import.meta.url));
+const TYPES = { html: "text/html", css: "text/css", js: "text/javascript", svg: "image/svg+xml" };
+// The policy of crates/api/src/web.rs: the page must work under it.
+const POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; " +
+  "font-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+export const MODELS = [
+  { id: "seedling", object: "model", architecture: "llama", parameters: 26_200_000, context: 1024, generates: true, chat: true },
+  { id: "qwen3-4b", object: "model", architecture: "qwen3", parameters: 4_020_000_000, context: 32768, generates: true, chat: true },
+  { id: "base-1b", object: "model", architecture: "llama", parameters: 1_240_000_000, context: 4096, generates: true, chat: false },
+  { id: "minilm", object: "model", architecture: "bert", parameters: 22_700_000, context: 512, generates: false, chat: false },
+];
+
+export const GUIDE = `## Unpacking archives
+
+Use **tar** with *three* flags; \`x\` extracts, \`z\` gunzips and \`f\` names the file:
+
+\`\`\`bash
+tar -xzf archive.tar.gz -C /tmp/out
+ls -la /tmp/out | head -n 5
+\`\`\`
+
+1. Look inside first: \`tar -tzf archive.tar.gz\`.
+2. Extract into an empty folder:
+   - some archives hold no top folder
+   - others overwrite files
+3. Remove it with care.
+
+| Suffix | Flag | Speed |
+|:--|:-:|--:|
+| .tar.gz | \`z\` | fast |
+| .tar.xz | \`J\` | slow |
+
+> Never unpack an archive as root.
+
+More at <https://www.gnu.org/software/tar/manual/>, or [the handbook](https://example.org/tar).`;
+
+/** Answers by the last message's text; everything else gets a command, as seedling gives it. */
+const SCRIPT = [
+  [/archive/, GUIDE],
+  [/What is grep/, "Find patterns in files using regexes."],
+  [/count lines/, "`wc --lines path/to/file`"],
+  [/^echo /, (text) => text.slice(5)],
+  [/think/, "<think>The user wants a number. Six times seven is 42.</think>\n\nIt is **42**."],
+  [/long/, () => Array.from({ length: 400 }, (_, i) => `Line ${i} of a long answer.`).join("\n\n")],
+];
+
+function answerTo(messages) {
+  const text = messages.at(-1).content;
+  const answer = SCRIPT.find(([pattern]) => pattern.test(text))?.[1] ?? "`find / -size +100M`";
+  return typeof answer === "function" ? answer(text) : answer;
+}
+
+/**
+ * Starts it. In what it returns, `requests` holds the bodies that came, `fail` takes errors for the
+ * next requests ({ status, error, headers } or "cut"), `key` is asked for when set, and `delay` is
+ * the milliseconds between two pieces.
+ */
+export async function startMock({ port = 0, delay = 12 } = {}) {
+  const mock = { requests: [], fail: [], key: null, delay, cancelled: 0 };
+
+  const json = (response, status, body, headers = {}) => {
+    response.writeHead(status, { "content-type": "application/json", ...headers });
+    response.end(JSON.stringify(body));
+  };
+
+  async function chat(request, response) {
+    let text = "";
+    for await (const piece of request) text += piece;
+    const body = JSON.parse(text);
+    mock.requests.push(body);
+    const failure = mock.fail.shift();
+    if (failure && failure !== "cut") return json(response, failure.status, { error: failure.error }, failure.headers);
+
+    response.writeHead(200, { "content-type": "text/event-stream" });
+    let gone = false;
+    response.on("close", () => {
+      if (!response.writableFinished && failure !== "cut") mock.cancelled += 1;
+      gone = true;
+    });
+    const send = (data) => response.write(`data: ${typeof data === "string" ? data : JSON.stringify(data)}\n\n`);
+    const chunk = (delta, finish_reason = null) => send({ object: "chat.completion.chunk", model: body.model, choices: [{ index: 0, delta, finish_reason }] });
+    const pieces = answerTo(body.messages).match(/\s*\S{1,6}|\s+$/g) ?? [];
+    const most = body.max_tokens ?? Infinity;
+    chunk({ role: "assistant", content: "" });
+    for (const [i, content] of pieces.entries()) {
+      if (gone || i >= most) break;
+      if (mock.delay) await new Promise((resolve) => setTimeout(resolve, mock.delay));
+      if (failure === "cut" && i === 3) return response.destroy();
+      chunk({ content });
+    }
+    const count = Math.min(pieces.length, most);
+    const prompt = Math.ceil(body.messages.reduce((sum, message) => sum + message.content.length, 0) / 4);
+    chunk({}, count < pieces.length ? "length" : "stop");
+    send({ object: "chat.completion.chunk", model: body.model, choices: [], usage: { prompt_tokens: prompt, completion_tokens: count, total_tokens: prompt + count } });
+    send("[DONE]");
+    response.end();
+  }
+
+  const server = createServer(async (request, response) => {
+    const path = new URL(request.url, "http://mock").pathname;
+    if (path.startsWith("/v1/") && mock.key && request.headers.authorization !== `Bearer ${mock.key}`)
+      return json(response, 401, { error: { message: "This server needs an API key.", code: "invalid_api_key" } });
+    if (path === "/v1/models") return json(response, 200, { object: "list", data: MODELS });
+    if (path === "/v1/chat/completions") return chat(request, response);
+    try {
+      const name = path === "/" ? "index.html" : path.slice(1);
+      if (!/^[a-z]+\.(html|css|js|svg)$/.test(name)) throw new Error("no such file");
+      const bytes = await readFile(WEB + name);
+      response.writeHead(200, { "content-type": TYPES[name.split(".")[1]], "content-security-policy": POLICY, "cache-control": "no-cache", "x-content-type-options": "nosniff" });
+      response.end(bytes);
+    } catch {
+      json(response, 404, { error: { message: `${path} does not exist.`, code: "unknown_url" } });
+    }
+  });
+  await new Promise((resolve) => server.listen(port, "127.0.0.1", resolve));
+  mock.url = `http://127.0.0.1:${server.address().port}`;
+  mock.close = () => new Promise((resolve) => {
+    server.close(resolve);
+    server.closeAllConnections();
+  });
+  return mock;
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  const mock = await startMock({ port: Number(process.argv[2] ?? 8090), delay: 25 });
+  console.log(mock.url);
+}
