@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use crate::DType;
 use crate::attention::Work;
 use crate::block;
-use crate::matmul::Panel;
+use crate::matmul::{Tiles, strided_tile};
 use crate::simd::Portable;
 
 /// See [`Isa::dot4`].
@@ -17,10 +17,10 @@ pub(crate) struct Isa {
     /// Decodes whole blocks.
     pub(crate) decode: fn(DType, &[u8], &mut [f32]),
     /// Products of four rows of stored values with one row of x, if the set decodes in
-    /// registers; the bits are those of `decode` and `panel`.
+    /// registers; the bits are those of `decode` and `tiles`.
     pub(crate) dot4: Option<Dot4>,
     /// Products of rows with rows.
-    pub(crate) panel: fn(&Panel<'_>),
+    pub(crate) tiles: Tiles,
     /// Attention of a few queries over one head's pages.
     pub(crate) attend: fn(&mut Work<'_>),
     /// `gate = silu(gate) · up`.
@@ -29,11 +29,32 @@ pub(crate) struct Isa {
     pub(crate) gelu_mul: fn(&mut [f32], &[f32]),
 }
 
+/// The table of tiles from the function of one, which names its sizes `M` and `N`.
+macro_rules! tiles {
+    ($tile:expr) => {
+        tiles!(@rows $tile; 1 2 3 4)
+    };
+    (@rows $tile:expr; $($m:literal)*) => {
+        [$([tiles!(@one $tile, $m, 1), tiles!(@one $tile, $m, 2), tiles!(@one $tile, $m, 3)]),*]
+    };
+    (@one $tile:expr, $m:literal, $n:literal) => {{
+        const M: usize = $m;
+        const N: usize = $n;
+        $tile
+    }};
+}
+
 /// For every machine: defines what the others compute.
 pub(crate) static PORTABLE: Isa = Isa {
     decode: block::decode,
     dot4: None,
-    panel: |p| crate::matmul::panel(Portable, p),
+    tiles: tiles!(|x, xs, w, ws, k, out| strided_tile::<_, M, N>(
+        Portable,
+        (x, xs),
+        (w, ws),
+        k,
+        out
+    )),
     attend: |w| crate::attention::work(Portable, w),
     silu_mul: |gate, up| crate::elementwise::silu_mul_lanes(Portable, gate, up),
     gelu_mul: |gate, up| crate::elementwise::gelu_mul_lanes(Portable, gate, up),
@@ -75,15 +96,22 @@ mod avx2 {
     static AVX2: Isa = Isa {
         decode: |dtype, bytes, out| unsafe { block::avx2::decode(dtype, bytes, out) },
         dot4: Some(|dtype, rows, x| unsafe { block::avx2::dot4(dtype, rows, x) }),
-        panel: |p| unsafe { panel(p) },
+        tiles: tiles!(|x, xs, w, ws, k, out| unsafe { tile::<M, N>(x, xs, w, ws, k, out) }),
         attend: |w| unsafe { attend(w) },
         silu_mul: |gate, up| unsafe { silu_mul(gate, up) },
         gelu_mul: |gate, up| unsafe { gelu_mul(gate, up) },
     };
 
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn panel(p: &Panel<'_>) {
-        crate::matmul::panel(Avx2::here(), p);
+    fn tile<const M: usize, const N: usize>(
+        x: &[f32],
+        x_stride: usize,
+        w: &[f32],
+        w_stride: usize,
+        k: usize,
+        out: &mut [[f32; 3]; 4],
+    ) {
+        strided_tile::<_, M, N>(Avx2::here(), (x, x_stride), (w, w_stride), k, out);
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]

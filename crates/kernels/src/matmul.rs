@@ -69,7 +69,7 @@ fn matmul_on(isa: &Isa, team: &Team, x: &[f32], w: &Matrix, out: &mut [f32]) {
             for column in (0..k).step_by(CHUNK) {
                 let columns = CHUNK.min(k - column);
                 with_weights(isa, w, start, n_here, column, columns, |weights, stride| {
-                    (isa.panel)(&Panel {
+                    let panel = Panel {
                         x: &x[x_rows.start * k + column..],
                         x_stride: k,
                         m: x_rows.len(),
@@ -81,7 +81,8 @@ fn matmul_on(isa: &Isa, team: &Team, x: &[f32], w: &Matrix, out: &mut [f32]) {
                         out_start: x_rows.start * n + start,
                         out_stride: n,
                         add: column > 0,
-                    });
+                    };
+                    panel.compute(&isa.tiles);
                 });
             }
         }
@@ -150,74 +151,75 @@ fn with_weights(
 }
 
 /// `out[i, j] (+)= x[i, ..k] · w[j, ..k]` for `m × n` outputs.
-pub(crate) struct Panel<'a> {
-    pub(crate) x: &'a [f32],
-    pub(crate) x_stride: usize,
-    pub(crate) m: usize,
-    pub(crate) w: &'a [f32],
-    pub(crate) w_stride: usize,
-    pub(crate) n: usize,
-    pub(crate) k: usize,
+struct Panel<'a> {
+    x: &'a [f32],
+    x_stride: usize,
+    m: usize,
+    w: &'a [f32],
+    w_stride: usize,
+    n: usize,
+    k: usize,
     /// The outputs of this panel belong to the calling task alone.
-    pub(crate) out: &'a Disjoint<'a, f32>,
-    pub(crate) out_start: usize,
-    pub(crate) out_stride: usize,
+    out: &'a Disjoint<'a, f32>,
+    out_start: usize,
+    out_stride: usize,
     /// Adds to what is there.
-    pub(crate) add: bool,
+    add: bool,
 }
 
-/// Tiles as large as the registers allow: `M · N` sums and `N + 1` operands.
-#[inline(always)]
-pub(crate) fn panel<S: Simd>(s: S, p: &Panel<'_>) {
-    let mut i = 0;
-    while i < p.m {
-        i += match p.m - i {
-            1 => strip::<S, 1, 4>(s, p, i),
-            2 => strip::<S, 2, 4>(s, p, i),
-            3 => strip::<S, 3, 3>(s, p, i),
-            _ => strip::<S, 4, 3>(s, p, i),
-        };
-    }
-}
-
-/// `M` rows of x, from `i`, against all of w. Returns `M`.
-#[inline(always)]
-fn strip<S: Simd, const M: usize, const N: usize>(s: S, p: &Panel<'_>, i: usize) -> usize {
-    let mut x: [&[f32]; M] = [&[]; M];
-    for (r, x) in x.iter_mut().enumerate() {
-        *x = &p.x[(i + r) * p.x_stride..][..p.k];
-    }
-    let mut j = 0;
-    while j + N <= p.n {
-        put::<S, M, N>(s, p, &x, i, j);
-        j += N;
-    }
-    while j < p.n {
-        put::<S, M, 1>(s, p, &x, i, j);
-        j += 1;
-    }
-    M
-}
-
-#[inline(always)]
-fn put<S: Simd, const M: usize, const N: usize>(
-    s: S,
-    p: &Panel<'_>,
-    x: &[&[f32]; M],
-    i: usize,
-    j: usize,
-) {
-    let mut w: [&[f32]; N] = [&[]; N];
-    for (r, w) in w.iter_mut().enumerate() {
-        *w = &p.w[(j + r) * p.w_stride..][..p.k];
-    }
-    let sums = tile(s, x, &w);
-    for (r, sums) in sums.iter().enumerate() {
-        // SAFETY: the panel's outputs belong to the calling task alone, by its contract.
-        let out = unsafe { p.out.part(p.out_start + (i + r) * p.out_stride + j, N) };
-        for (out, sum) in out.iter_mut().zip(sums) {
-            *out = if p.add { *out + sum } else { *sum };
+impl Panel<'_> {
+    fn compute(&self, tiles: &Tiles) {
+        for i in (0..self.m).step_by(TILE_X) {
+            let rows = TILE_X.min(self.m - i);
+            for j in (0..self.n).step_by(TILE_W) {
+                let columns = TILE_W.min(self.n - j);
+                let mut sums = [[0.0; TILE_W]; TILE_X];
+                let (x, w) = (&self.x[i * self.x_stride..], &self.w[j * self.w_stride..]);
+                let tile = tiles[rows - 1][columns - 1];
+                tile(x, self.x_stride, w, self.w_stride, self.k, &mut sums);
+                for (r, sums) in sums.iter().enumerate().take(rows) {
+                    let at = self.out_start + (i + r) * self.out_stride + j;
+                    // SAFETY: the panel's outputs belong to the calling task alone.
+                    let out = unsafe { self.out.part(at, columns) };
+                    for (out, sum) in out.iter_mut().zip(sums) {
+                        *out = if self.add { *out + sum } else { *sum };
+                    }
+                }
+            }
         }
+    }
+}
+
+/// Rows of x and of w in a tile: twelve sums and four operands fill sixteen registers.
+const TILE_X: usize = 4;
+const TILE_W: usize = 3;
+
+/// Products of rows of `x`, a stride apart, with rows of `w`, over `k` columns.
+pub(crate) type Tile = fn(&[f32], usize, &[f32], usize, usize, &mut [[f32; TILE_W]; TILE_X]);
+
+/// `tiles[m − 1][n − 1]` computes `m × n` products. Each is a function of its own: together in
+/// one, they would not get the registers that they need.
+pub(crate) type Tiles = [[Tile; TILE_W]; TILE_X];
+
+/// The function behind a [`Tile`].
+#[inline(always)]
+pub(crate) fn strided_tile<S: Simd, const M: usize, const N: usize>(
+    s: S,
+    (x, x_stride): (&[f32], usize),
+    (w, w_stride): (&[f32], usize),
+    k: usize,
+    out: &mut [[f32; TILE_W]; TILE_X],
+) {
+    let mut x_rows: [&[f32]; M] = [&[]; M];
+    for (r, row) in x_rows.iter_mut().enumerate() {
+        *row = &x[r * x_stride..][..k];
+    }
+    let mut w_rows: [&[f32]; N] = [&[]; N];
+    for (r, row) in w_rows.iter_mut().enumerate() {
+        *row = &w[r * w_stride..][..k];
+    }
+    for (out, sums) in out.iter_mut().zip(tile(s, &x_rows, &w_rows)) {
+        out[..N].copy_from_slice(&sums);
     }
 }
 
