@@ -151,12 +151,22 @@ describe("the sedge binary", { skip: process.env.SEDGE_URL ? false : "SEDGE_URL 
 
   test("a conversation that outgrows the context gets a kind word and a new start", async () => {
     const page = await ready(url);
-    await page.getByRole("textbox", { name: "Message" }).fill("list files ".repeat(1500));
+    const prompt = page.getByRole("textbox", { name: "Message" });
+    await prompt.fill("list files ".repeat(1500));
     await page.keyboard.press("Enter");
-    await page.getByRole("alert").waitFor();
-    assert.match(await page.getByRole("alert").innerText(), /too long/);
+    assert.match(await page.getByRole("alert").innerText(), /This message is too long.*1,024 tokens/s);
+    await page.getByRole("button", { name: "Shorten it" }).click();
+    assert.match(await prompt.inputValue(), /^list files/);
+    assert.equal(await page.locator("#chats li").count(), 0, "nothing is left of it");
+    await page.getByRole("button", { name: /^Settings/ }).click();
+    await page.getByLabel("Max tokens").fill("5");
+    await page.keyboard.press("Enter");
+    await askAndWait(page, "list files ".repeat(300));
+    await prompt.fill("now count files ".repeat(300));
+    await page.keyboard.press("Enter");
+    assert.match(await page.getByRole("alert").innerText(), /This conversation is too long/);
     await page.getByRole("button", { name: "Start a new chat" }).click();
-    assert.match(await page.getByRole("textbox", { name: "Message" }).inputValue(), /^list files/);
+    assert.match(await prompt.inputValue(), /^now count files/);
   });
 
   test("the page is served under a policy that allows no other server and no inline script", async () => {

@@ -36,7 +36,7 @@ const transcript = new Transcript({
 const sidebar = new Sidebar({
   open: (chat) => { open(chat); closeDrawer(); focusPrompt(); },
   rename: (chat, title) => {
-    if (title !== chat.title) chat.title = title;
+    chat.title = title;
     keep(chat);
     showTitle();
   },
@@ -217,9 +217,9 @@ function explain(chat, error) {
   if (!(error instanceof ApiError)) return ["Something went wrong in this page", String(error.message), [retry]];
   const { status, code, param, message, retryAfter } = error;
   if (code === "context_length_exceeded") {
-    const room = context ? `${chat.model} can hold ${tokens(context)} tokens of conversation, and this one has more.` : "It has more tokens than the model can hold.";
-    const shorter = chat.sampling.max_tokens ? ["Settings", () => openSettings("max_tokens")] : null;
-    return ["This conversation is too long", `${room} A new chat begins with your last message.`, [fresh, shorter].filter(Boolean)];
+    const room = context ? `${chat.model} can hold ${tokens(context)} tokens of conversation` : "The model can hold less";
+    if (chat.messages.length < 2) return ["This message is too long", `${room}, its answer included.`, [["Shorten it", fresh[1]]]];
+    return ["This conversation is too long", `${room}, and this one has more. A new chat begins with your last message.`, [fresh]];
   }
   if (code === "broken_stream") return ["The answer broke off", "The connection to the server ended before the answer did.", [retry]];
   if (status === 0) return ["The server does not answer", "It may have been stopped. Start it again (sedge serve), then try again.", [retry]];
@@ -241,12 +241,13 @@ function showError(chat, error) {
   if (error.status === 401) askKey(() => regenerate(chat));
 }
 
-/** Takes the last message, which did not fit, to a conversation of its own. */
+/** Takes the last message, which did not fit, to the prompt of a new conversation. */
 function moveToNewChat(chat) {
   const last = chat.messages.at(-1);
   if (last?.role === "user") chat.messages.pop();
   errors.delete(chat.id);
-  keep(chat);
+  if (chat.messages.length) keep(chat);
+  else deleteChat(chat.id);
   const { model, system, sampling } = chat;
   open(Object.assign(newChat(model), { system, sampling: { ...sampling } }));
   prompt.value = last?.role === "user" ? last.content : "";
