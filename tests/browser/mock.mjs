@@ -93,7 +93,11 @@ export async function startMock({ port = 0, delay = 12 } = {}) {
     for (const [i, content] of pieces.entries()) {
       if (gone || i >= most) break;
       if (mock.delay) await new Promise((resolve) => setTimeout(resolve, mock.delay));
-      if (failure === "cut" && i === 3) return response.destroy();
+      if (failure === "cut" && i === 3) {
+        // A reset overtakes what the browser has not read yet.
+        await new Promise((resolve) => setTimeout(resolve, 300));
+        return response.destroy();
+      }
       chunk({ content });
     }
     const count = Math.min(pieces.length, most);
