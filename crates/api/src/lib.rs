@@ -1,6 +1,31 @@
 //! The OpenAI API over HTTP, health and metrics, and the chat page.
+//!
+//! A request is read field by field ([`openai`]), becomes token ids ([`prompt`]) and requests to
+//! the engine ([`answers`]), whose events become an answer or a stream of events. What always
+//! holds: a field that is not understood is an error that names it, and a client that goes away
+//! takes its running answers along.
 #![deny(missing_docs)]
 
+mod answers;
+mod app;
+mod auth;
+mod body;
+mod chat;
+mod completions;
+mod connection;
+mod embeddings;
+mod error;
+mod ids;
+mod logprobs;
+mod metrics;
+mod models;
+mod openai;
+mod prompt;
+mod routes;
+mod seats;
 mod server;
+mod sse;
+mod tools;
+mod web;
 
 pub use server::{ServeError, ServedModel, Server, ServerConfig};

@@ -3,12 +3,25 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use sedge_engine::{Engine, Sampling};
 use sedge_formats::template::ChatTemplate;
 use sedge_formats::tokenizer::Tokenizer;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::app::App;
+use crate::connection::{self, Phase};
+use crate::routes;
+use crate::seats::{self, Seats};
+
+/// After a failed accept, so that a lack of file descriptors does not keep a core busy.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long connections may take to send what has been answered.
+const LAST_BYTES: Duration = Duration::from_secs(5);
 
 /// One model that the server answers with.
 #[derive(Debug, Clone)]
@@ -69,29 +82,116 @@ pub enum ServeError {
 
 /// A bound server.
 #[derive(Debug)]
-pub struct Server {}
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    app: Arc<App>,
+}
 
 impl Server {
     /// Binds the address. The first model answers requests that name none.
     ///
+    /// On Unix this raises the process's limit of open files if `max_connections` needs it.
+    ///
     /// # Errors
     /// When the address cannot be bound.
-    pub async fn bind(models: Vec<ServedModel>, config: ServerConfig) -> Result<Server, ServeError> {
-        let _ = (models, config);
-        unimplemented!()
+    pub async fn bind(
+        models: Vec<ServedModel>,
+        config: ServerConfig,
+    ) -> Result<Server, ServeError> {
+        let failed = |source| ServeError::Bind {
+            address: config.address,
+            source,
+        };
+        let listener = TcpListener::bind(config.address).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        Ok(Server {
+            listener,
+            address,
+            app: Arc::new(App::new(models, config)),
+        })
     }
 
     /// Address with the real port.
     pub fn address(&self) -> SocketAddr {
-        unimplemented!()
+        self.address
     }
 
-    /// Serves until `shutdown` resolves, then lets running answers end.
+    /// Serves until `shutdown` resolves, then lets running answers end: new requests get 503,
+    /// `/ready` too, and what still runs after `drain_timeout` ends with an error. Connections are
+    /// accepted until then, so that nobody is left without an answer.
     ///
     /// # Errors
     /// When the listener fails for good.
-    pub async fn run(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), ServeError> {
-        shutdown.await;
+    pub async fn run(
+        self,
+        shutdown: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), ServeError> {
+        let Server { listener, app, .. } = self;
+        let router = routes::router(app.clone());
+        let seats = Seats::new(seats::allowed_by_system(app.config.max_connections));
+        let (phase, _) = watch::channel(Phase::Open);
+        let mut drained = pin!(async {
+            shutdown.await;
+            drain(&app).await;
+        });
+        loop {
+            let accept = async {
+                let seat = seats.take().await;
+                (listener.accept().await, seat)
+            };
+            let (accepted, seat) = tokio::select! {
+                () = &mut drained => break,
+                accepted = accept => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    let timeout = app.config.header_timeout;
+                    let serving = connection::serve(
+                        stream,
+                        app.clone(),
+                        router.clone(),
+                        seat,
+                        phase.subscribe(),
+                        timeout,
+                    );
+                    tokio::spawn(serving);
+                }
+                // The client went away again, or the system is out of something: never fatal.
+                Err(error) => {
+                    tracing::warn!("a connection could not be accepted: {error}");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+        drop(listener);
+        // Answers have ended; what is left is sending them.
+        phase.send_replace(Phase::Closing);
+        if !seats.emptied(LAST_BYTES).await {
+            phase.send_replace(Phase::Cut);
+            seats.emptied(LAST_BYTES).await;
+        }
         Ok(())
+    }
+}
+
+/// Lets the engines finish, all at once.
+async fn drain(app: &Arc<App>) {
+    app.drain();
+    let drains: Vec<_> = app
+        .models
+        .iter()
+        .map(|model| {
+            let (engine, timeout) = (model.engine.clone(), app.config.drain_timeout);
+            tokio::task::spawn_blocking(move || engine.drain(timeout))
+        })
+        .collect();
+    for (drain, model) in drains.into_iter().zip(&app.models) {
+        if !drain.await.unwrap_or(false) {
+            tracing::warn!(
+                "answers of {} were cut: they took longer than the drain timeout",
+                model.name
+            );
+        }
     }
 }

@@ -1,0 +1,91 @@
+//! The running answers to one HTTP request, as one stream of events. Dropping it cancels them.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::stream::{SelectAll, Stream, StreamExt, unfold};
+use sedge_engine::{Event, FinishReason, Request};
+
+use crate::app::App;
+use crate::error::ApiError;
+use crate::openai::response::Usage;
+
+type Events = Pin<Box<dyn Stream<Item = (usize, Event)> + Send>>;
+
+/// Answers that run.
+pub(crate) struct Answers {
+    app: Arc<App>,
+    model: usize,
+    events: SelectAll<Events>,
+    /// When each answer's last token came.
+    last: Vec<Option<Instant>>,
+}
+
+impl Answers {
+    /// Submits all requests or none; `field` is where their prompts came from.
+    pub(crate) fn submit(
+        app: Arc<App>,
+        model: usize,
+        requests: Vec<Request>,
+        field: &str,
+    ) -> Result<Answers, ApiError> {
+        let last = vec![None; requests.len()];
+        let engine = &app.models[model].engine;
+        let mut events = SelectAll::new();
+        for (choice, request) in requests.into_iter().enumerate() {
+            // An error drops, and thereby cancels, those already submitted.
+            let output = engine
+                .submit(request)
+                .map_err(|error| ApiError::submit(error, field))?;
+            let stream: Events = Box::pin(unfold(output, move |mut output| async move {
+                output.next().await.map(|event| ((choice, event), output))
+            }));
+            events.push(stream);
+        }
+        Ok(Answers {
+            app,
+            model,
+            events,
+            last,
+        })
+    }
+
+    /// The next event of any answer, with the answer's number; `None` when all have ended.
+    pub(crate) async fn next(&mut self) -> Option<(usize, Event)> {
+        let (choice, event) = self.events.next().await?;
+        match &event {
+            Event::Token(_) => {
+                let now = Instant::now();
+                if let Some(last) = self.last[choice].replace(now) {
+                    self.app.metrics.gap(self.model, now - last);
+                }
+            }
+            Event::Finished(finish) => self.app.metrics.finished(self.model, finish),
+            Event::Prompt(_) | Event::Embedding(_) => {}
+        }
+        Some((choice, event))
+    }
+
+    /// OpenAI's name of a reason, or the error that ended the answer.
+    pub(crate) fn reason(&self, reason: FinishReason) -> Result<&'static str, ApiError> {
+        match reason {
+            FinishReason::Stop => Ok("stop"),
+            FinishReason::Length => Ok("length"),
+            FinishReason::Error(_) if self.app.draining() => Err(ApiError::Draining),
+            FinishReason::Error(why) => Err(ApiError::Internal(why)),
+        }
+    }
+}
+
+impl Usage {
+    /// Adds an answer's tokens; those of the prompt count for the first of its answers only.
+    pub(crate) fn add(&mut self, usage: sedge_engine::Usage, first: bool) {
+        if first {
+            self.prompt_tokens += usage.prompt;
+            self.prompt_tokens_details.cached_tokens += usage.cached;
+        }
+        self.completion_tokens += usage.completion;
+        self.total_tokens = self.prompt_tokens + self.completion_tokens;
+    }
+}

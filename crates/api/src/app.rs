@@ -1,0 +1,129 @@
+//! What every request handler sees.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use sedge_engine::Sampling;
+use tokio::sync::Semaphore;
+
+use crate::error::ApiError;
+use crate::metrics::Metrics;
+use crate::openai::fields::Fields;
+use crate::server::{ServedModel, ServerConfig};
+
+/// Request bodies being read may take this many times the largest one's size together.
+const BODIES_AT_ONCE: usize = 4;
+
+/// The served models and the server's state.
+#[derive(Debug)]
+pub(crate) struct App {
+    /// Models, the first of which answers requests that name none.
+    pub(crate) models: Vec<ServedModel>,
+    /// Settings.
+    pub(crate) config: ServerConfig,
+    /// Counters and histograms.
+    pub(crate) metrics: Metrics,
+    /// Bytes of bodies that may still be held.
+    pub(crate) body_bytes: Semaphore,
+    /// The server stops: it takes no new work.
+    draining: AtomicBool,
+}
+
+impl App {
+    /// Nothing served yet.
+    pub(crate) fn new(models: Vec<ServedModel>, config: ServerConfig) -> App {
+        let names = models.iter().map(|model| model.name.clone()).collect();
+        let bytes = config
+            .max_body
+            .saturating_mul(BODIES_AT_ONCE)
+            .min(Semaphore::MAX_PERMITS);
+        App {
+            metrics: Metrics::new(names),
+            body_bytes: Semaphore::new(bytes),
+            draining: AtomicBool::new(false),
+            models,
+            config,
+        }
+    }
+
+    /// Takes no new work from now on.
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the server stops.
+    pub(crate) fn draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// The model of this name with its number; the first one for the empty name.
+    pub(crate) fn model(&self, name: &str) -> Result<(usize, &ServedModel), ApiError> {
+        let found = self
+            .models
+            .iter()
+            .enumerate()
+            .find(|(_, model)| name.is_empty() || model.name == name);
+        found.ok_or_else(|| {
+            let served: Vec<&str> = self
+                .models
+                .iter()
+                .map(|model| model.name.as_str())
+                .collect();
+            ApiError::ModelNotFound {
+                name: shortened(name),
+                served: served.join(", "),
+            }
+        })
+    }
+
+    /// Takes `model` out of a request and finds it.
+    pub(crate) fn requested_model(
+        &self,
+        fields: &mut Fields,
+    ) -> Result<(usize, ServedModel), ApiError> {
+        if self.draining() {
+            return Err(ApiError::Draining);
+        }
+        let name = fields.string("model")?.unwrap_or_default();
+        self.model(&name)
+            .map(|(number, model)| (number, model.clone()))
+    }
+}
+
+impl ServedModel {
+    /// Refuses to generate with an encoder.
+    pub(crate) fn must_generate(&self) -> Result<(), ApiError> {
+        if self.generates {
+            return Ok(());
+        }
+        let message = format!(
+            "The model '{}' does not generate text; it is for /v1/embeddings.",
+            self.name
+        );
+        Err(ApiError::invalid("model", message))
+    }
+
+    /// The model's sampling, where a request says nothing.
+    pub(crate) fn sampling(&self) -> &Sampling {
+        &self.defaults
+    }
+}
+
+/// Runs work that takes a while (templates, tokenising, grammars) beside the connections' threads.
+pub(crate) async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(ApiError::Internal(error.to_string())),
+    }
+}
+
+/// A name from a request as far as a message should repeat it.
+fn shortened(name: &str) -> String {
+    const MOST: usize = 200;
+    if name.chars().count() <= MOST {
+        name.to_string()
+    } else {
+        name.chars().take(MOST).chain(['…']).collect()
+    }
+}

@@ -1,0 +1,228 @@
+//! What went wrong, as OpenAI's clients expect to read it: `{"error": {message, type, param, code}}`.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use sedge_engine::SubmitError;
+use sedge_formats::template::TemplateError;
+use serde_json::{Value, json};
+
+/// A request that cannot be answered.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub(crate) enum ApiError {
+    #[error("{message}")]
+    Invalid { param: String, message: String },
+    #[error("Missing required parameter: '{0}'.")]
+    Missing(String),
+    #[error("Unrecognized request argument supplied: {0}")]
+    Unknown(String),
+    #[error("The body is not valid JSON: {0}")]
+    Json(String),
+    #[error("{message}")]
+    ContextLength { param: String, message: String },
+    #[error("The body must be JSON: send the header 'Content-Type: application/json'.")]
+    MediaType,
+    #[error("The body has more than {0} bytes, the most that this server takes.")]
+    BodyTooLarge(usize),
+    #[error("The body did not arrive within {0} s.")]
+    BodyTimeout(u64),
+    #[error("The body could not be read: {0}")]
+    BodyBroken(String),
+    #[error("The model '{name}' is not served here. Served: {served}.")]
+    ModelNotFound { name: String, served: String },
+    #[error(
+        "{0} does not exist. See /v1/models, /v1/chat/completions, /v1/completions and /v1/embeddings."
+    )]
+    RouteNotFound(String),
+    #[error("{0} is not allowed here.")]
+    Method(String),
+    #[error("This server needs an API key: send the header 'Authorization: Bearer KEY'.")]
+    KeyMissing,
+    #[error("Incorrect API key provided.")]
+    KeyWrong,
+    #[error(
+        "The Host header {0:?} does not name this server. It listens on loopback and answers only as localhost, \
+         127.0.0.1 or [::1], so that web pages cannot reach it through a name of theirs. Allow the origin, set an \
+         API key, or listen on another address."
+    )]
+    Host(String),
+    #[error("{message}")]
+    Busy { message: String, seconds: u64 },
+    #[error("The server is shutting down.")]
+    Draining,
+    #[error("The server failed: {0}")]
+    Internal(String),
+}
+
+impl ApiError {
+    /// A field's value is wrong.
+    pub(crate) fn invalid(param: impl Into<String>, message: impl Into<String>) -> ApiError {
+        ApiError::Invalid {
+            param: param.into(),
+            message: message.into(),
+        }
+    }
+
+    /// The engine did not take a request whose tokens came from the field `prompt`.
+    pub(crate) fn submit(error: SubmitError, prompt: &str) -> ApiError {
+        let message = error.to_string();
+        match error {
+            SubmitError::TooLong {
+                prompt: tokens,
+                context,
+            } => ApiError::ContextLength {
+                param: prompt.into(),
+                message: format!(
+                    "This model's context is {context} tokens, one of which the answer needs. Your {prompt} came to \
+                     {tokens} tokens."
+                ),
+            },
+            SubmitError::Empty | SubmitError::Token { .. } => ApiError::invalid(prompt, message),
+            SubmitError::Parameter { name, .. } => ApiError::invalid(name, message),
+            SubmitError::Constraint(_) => ApiError::invalid("response_format", message),
+            SubmitError::Unsupported(_) => ApiError::invalid("model", message),
+            SubmitError::Busy { retry_after, .. } => ApiError::Busy {
+                message,
+                seconds: retry_after.as_secs().max(1),
+            },
+            SubmitError::Closed => ApiError::Draining,
+        }
+    }
+
+    /// The chat template could not render the messages.
+    pub(crate) fn template(error: &TemplateError) -> ApiError {
+        ApiError::invalid("messages", error.to_string())
+    }
+
+    /// HTTP status, OpenAI's `type`, and its `code`.
+    fn parts(&self) -> (StatusCode, &'static str, Option<&'static str>) {
+        const INVALID: &str = "invalid_request_error";
+        match self {
+            ApiError::Invalid { .. } => (StatusCode::BAD_REQUEST, INVALID, Some("invalid_value")),
+            ApiError::Missing(_) => (
+                StatusCode::BAD_REQUEST,
+                INVALID,
+                Some("missing_required_parameter"),
+            ),
+            ApiError::Unknown(_) => (StatusCode::BAD_REQUEST, INVALID, Some("unknown_parameter")),
+            ApiError::Json(_) => (StatusCode::BAD_REQUEST, INVALID, Some("invalid_json")),
+            ApiError::BodyBroken(_) => (StatusCode::BAD_REQUEST, INVALID, None),
+            ApiError::ContextLength { .. } => (
+                StatusCode::BAD_REQUEST,
+                INVALID,
+                Some("context_length_exceeded"),
+            ),
+            ApiError::MediaType => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                INVALID,
+                Some("unsupported_media_type"),
+            ),
+            ApiError::BodyTooLarge(_) => (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                INVALID,
+                Some("request_too_large"),
+            ),
+            ApiError::BodyTimeout(_) => (StatusCode::REQUEST_TIMEOUT, INVALID, Some("timeout")),
+            ApiError::ModelNotFound { .. } => {
+                (StatusCode::NOT_FOUND, INVALID, Some("model_not_found"))
+            }
+            ApiError::RouteNotFound(_) => (StatusCode::NOT_FOUND, INVALID, Some("unknown_url")),
+            ApiError::Method(_) => (
+                StatusCode::METHOD_NOT_ALLOWED,
+                INVALID,
+                Some("method_not_supported"),
+            ),
+            ApiError::KeyMissing | ApiError::KeyWrong => {
+                (StatusCode::UNAUTHORIZED, INVALID, Some("invalid_api_key"))
+            }
+            ApiError::Host(_) => (StatusCode::FORBIDDEN, INVALID, Some("host_not_allowed")),
+            ApiError::Busy { .. } => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "rate_limit_error",
+                Some("queue_full"),
+            ),
+            ApiError::Draining => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "server_error",
+                Some("shutting_down"),
+            ),
+            ApiError::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "server_error", None),
+        }
+    }
+
+    /// The field that is to blame.
+    fn param(&self) -> Option<&str> {
+        match self {
+            ApiError::Invalid { param, .. } | ApiError::ContextLength { param, .. } => Some(param),
+            ApiError::Missing(param) | ApiError::Unknown(param) => Some(param),
+            ApiError::ModelNotFound { .. } => Some("model"),
+            _ => None,
+        }
+    }
+
+    /// Seconds after which another try may succeed.
+    fn retry_after(&self) -> Option<u64> {
+        match self {
+            ApiError::Busy { seconds, .. } => Some(*seconds),
+            ApiError::Draining => Some(5),
+            _ => None,
+        }
+    }
+
+    /// The error's JSON, which a stream that has begun sends as an event.
+    pub(crate) fn json(&self) -> Value {
+        let (_, kind, code) = self.parts();
+        json!({"error": {"message": self.to_string(), "type": kind, "param": self.param(), "code": code}})
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let (status, _, _) = self.parts();
+        let mut response = (status, Json(self.json())).into_response();
+        if let Some(seconds) = self.retry_after() {
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_full_queue_is_429_and_says_when_to_retry() {
+        let error = SubmitError::Busy {
+            waiting: 3,
+            retry_after: Duration::from_millis(200),
+        };
+        let response = ApiError::submit(error, "messages").into_response();
+        assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(response.headers()[header::RETRY_AFTER], "1");
+    }
+
+    #[test]
+    fn a_long_prompt_names_the_field_it_came_from() {
+        let error = ApiError::submit(
+            SubmitError::TooLong {
+                prompt: 9,
+                context: 8,
+            },
+            "messages",
+        )
+        .json();
+        assert_eq!(error["error"]["code"], "context_length_exceeded");
+        assert_eq!(error["error"]["param"], "messages");
+        assert_eq!(error["error"]["type"], "invalid_request_error");
+    }
+}

@@ -1,0 +1,424 @@
+//! What happened so far, as Prometheus reads it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::IntoResponse;
+use sedge_engine::{EngineStats, Finish};
+
+use crate::app::App;
+use crate::ids;
+
+/// Upper bounds in seconds: from a fast token to a long answer.
+const SECONDS: [f64; 18] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0,
+    160.0, 320.0,
+];
+
+/// Counters and histograms since the start.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    /// Start of the process's server, seconds since 1970.
+    pub(crate) started: u64,
+    /// Open connections.
+    pub(crate) connections: AtomicU64,
+    models: Vec<ModelMetrics>,
+    responses: Mutex<BTreeMap<(String, u16), u64>>,
+}
+
+/// What one model did.
+#[derive(Debug, Default)]
+struct ModelMetrics {
+    name: String,
+    prompt_tokens: AtomicU64,
+    cached_tokens: AtomicU64,
+    completion_tokens: AtomicU64,
+    queued: Histogram,
+    first_token: Histogram,
+    gap: Histogram,
+    per_token: Histogram,
+    duration: Histogram,
+}
+
+impl Metrics {
+    /// Nothing has happened yet.
+    pub(crate) fn new(models: Vec<String>) -> Metrics {
+        let models = models
+            .into_iter()
+            .map(|name| ModelMetrics {
+                name,
+                ..ModelMetrics::default()
+            })
+            .collect();
+        Metrics {
+            started: ids::now(),
+            connections: AtomicU64::new(0),
+            models,
+            responses: Mutex::default(),
+        }
+    }
+
+    /// A response went out, at least its head.
+    pub(crate) fn responded(&self, route: &str, status: u16) {
+        let mut responses = self
+            .responses
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match responses.get_mut(&(route.to_string(), status)) {
+            Some(count) => *count += 1,
+            None => drop(responses.insert((route.to_string(), status), 1)),
+        }
+    }
+
+    /// Time between two tokens of an answer.
+    pub(crate) fn gap(&self, model: usize, gap: Duration) {
+        if let Some(model) = self.models.get(model) {
+            model.gap.record(gap);
+        }
+    }
+
+    /// An answer or an embedding has ended.
+    pub(crate) fn finished(&self, model: usize, finish: &Finish) {
+        let Some(model) = self.models.get(model) else {
+            return;
+        };
+        let (usage, timings) = (finish.usage, finish.timings);
+        model
+            .prompt_tokens
+            .fetch_add(usage.prompt as u64, Ordering::Relaxed);
+        model
+            .cached_tokens
+            .fetch_add(usage.cached as u64, Ordering::Relaxed);
+        model
+            .completion_tokens
+            .fetch_add(usage.completion as u64, Ordering::Relaxed);
+        model.queued.record(timings.queued);
+        model.duration.record(timings.total);
+        model.first_token.record(timings.first_token);
+        if let Some(later) = usage.completion.checked_sub(1).filter(|later| *later > 0) {
+            let time = timings.total.saturating_sub(timings.first_token);
+            model.per_token.record(time.div_f64(later as f64));
+        }
+    }
+
+    /// Everything in Prometheus' text format; `engines` in the models' order.
+    fn text(&self, engines: &[EngineStats]) -> String {
+        let mut out = Text::default();
+        out.family("sedge_build_info", "gauge", "Version of the server.");
+        out.sample(
+            "sedge_build_info",
+            &[("version", env!("CARGO_PKG_VERSION"))],
+            1,
+        );
+        out.family(
+            "sedge_start_time_seconds",
+            "gauge",
+            "When the server started, seconds since 1970.",
+        );
+        out.sample("sedge_start_time_seconds", &[], self.started);
+        out.family("sedge_http_connections", "gauge", "Open connections.");
+        out.sample(
+            "sedge_http_connections",
+            &[],
+            self.connections.load(Ordering::Relaxed),
+        );
+        out.family(
+            "sedge_http_responses_total",
+            "counter",
+            "Responses by route and status.",
+        );
+        for ((route, status), count) in self
+            .responses
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+        {
+            let labels = [("route", route.as_str()), ("status", &status.to_string())];
+            out.sample("sedge_http_responses_total", &labels, count);
+        }
+        self.engine_text(engines, &mut out);
+        self.model_text(&mut out);
+        out.0
+    }
+
+    fn engine_text(&self, engines: &[EngineStats], out: &mut Text) {
+        type Value = fn(&EngineStats) -> u64;
+        let families: [(&str, &str, &str, Value); 11] = [
+            (
+                "sedge_requests_waiting",
+                "gauge",
+                "Requests in the queue.",
+                |s| s.waiting as u64,
+            ),
+            (
+                "sedge_requests_running",
+                "gauge",
+                "Requests that hold pages.",
+                |s| s.running as u64,
+            ),
+            (
+                "sedge_kv_pages",
+                "gauge",
+                "Pages of keys and values there are.",
+                |s| s.pages as u64,
+            ),
+            (
+                "sedge_kv_pages_used",
+                "gauge",
+                "Pages of keys and values in use.",
+                |s| s.pages_used as u64,
+            ),
+            ("sedge_steps_total", "counter", "Batches run.", |s| s.steps),
+            (
+                "sedge_computed_prompt_tokens_total",
+                "counter",
+                "Prompt tokens computed.",
+                |s| s.prompt_tokens,
+            ),
+            (
+                "sedge_generated_tokens_total",
+                "counter",
+                "Tokens generated.",
+                |s| s.generated_tokens,
+            ),
+            (
+                "sedge_requests_finished_total",
+                "counter",
+                "Requests that ended by themselves.",
+                |s| s.finished,
+            ),
+            (
+                "sedge_requests_cancelled_total",
+                "counter",
+                "Requests whose client went away.",
+                |s| s.cancelled,
+            ),
+            (
+                "sedge_requests_refused_total",
+                "counter",
+                "Requests refused by a full queue.",
+                |s| s.refused,
+            ),
+            (
+                "sedge_requests_preempted_total",
+                "counter",
+                "Times that a request gave its pages up.",
+                |s| s.preempted,
+            ),
+        ];
+        for (name, kind, help, value) in families {
+            out.family(name, kind, help);
+            for (model, stats) in self.models.iter().zip(engines) {
+                out.sample(name, &[("model", &model.name)], value(stats));
+            }
+        }
+    }
+
+    fn model_text(&self, out: &mut Text) {
+        type Count = fn(&ModelMetrics) -> &AtomicU64;
+        let counters: [(&str, &str, Count); 3] = [
+            (
+                "sedge_prompt_tokens_total",
+                "Prompt tokens of ended requests.",
+                |m| &m.prompt_tokens,
+            ),
+            (
+                "sedge_cached_prompt_tokens_total",
+                "Prompt tokens that were not computed again.",
+                |m| &m.cached_tokens,
+            ),
+            (
+                "sedge_completion_tokens_total",
+                "Generated tokens of ended requests.",
+                |m| &m.completion_tokens,
+            ),
+        ];
+        for (name, help, count) in counters {
+            out.family(name, "counter", help);
+            for model in &self.models {
+                out.sample(
+                    name,
+                    &[("model", &model.name)],
+                    count(model).load(Ordering::Relaxed),
+                );
+            }
+        }
+        type Times = fn(&ModelMetrics) -> &Histogram;
+        let histograms: [(&str, &str, Times); 5] = [
+            (
+                "sedge_queue_seconds",
+                "From submission to the first step.",
+                |m| &m.queued,
+            ),
+            (
+                "sedge_time_to_first_token_seconds",
+                "From submission to the first token.",
+                |m| &m.first_token,
+            ),
+            (
+                "sedge_inter_token_seconds",
+                "Between two tokens of an answer.",
+                |m| &m.gap,
+            ),
+            (
+                "sedge_time_per_output_token_seconds",
+                "An answer's mean after its first token.",
+                |m| &m.per_token,
+            ),
+            (
+                "sedge_request_duration_seconds",
+                "From submission to the end.",
+                |m| &m.duration,
+            ),
+        ];
+        for (name, help, histogram) in histograms {
+            out.family(name, "histogram", help);
+            for model in &self.models {
+                histogram(model).write(name, &model.name, out);
+            }
+        }
+    }
+}
+
+/// `GET /metrics`
+pub(crate) async fn show(State(app): State<Arc<App>>) -> impl IntoResponse {
+    let engines: Vec<EngineStats> = app
+        .models
+        .iter()
+        .map(|model| model.engine.stats())
+        .collect();
+    (
+        [(
+            header::CONTENT_TYPE,
+            "text/plain; version=0.0.4; charset=utf-8",
+        )],
+        app.metrics.text(&engines),
+    )
+}
+
+/// Counts of times below each bound.
+#[derive(Debug, Default)]
+struct Histogram {
+    buckets: [AtomicU64; SECONDS.len()],
+    count: AtomicU64,
+    nanoseconds: AtomicU64,
+}
+
+impl Histogram {
+    fn record(&self, time: Duration) {
+        let seconds = time.as_secs_f64();
+        if let Some(bucket) = SECONDS.iter().position(|bound| seconds <= *bound) {
+            self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
+        }
+        self.count.fetch_add(1, Ordering::Relaxed);
+        let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
+    }
+
+    fn write(&self, name: &str, model: &str, out: &mut Text) {
+        // Read first: a count that grows meanwhile must not be below a bucket's.
+        let buckets: Vec<u64> = self
+            .buckets
+            .iter()
+            .map(|bucket| bucket.load(Ordering::Relaxed))
+            .collect();
+        let mut below = 0;
+        for (bound, count) in SECONDS.iter().zip(buckets) {
+            below += count;
+            out.sample(
+                &format!("{name}_bucket"),
+                &[("model", model), ("le", &bound.to_string())],
+                below,
+            );
+        }
+        let count = self.count.load(Ordering::Relaxed).max(below);
+        out.sample(
+            &format!("{name}_bucket"),
+            &[("model", model), ("le", "+Inf")],
+            count,
+        );
+        let sum = Duration::from_nanos(self.nanoseconds.load(Ordering::Relaxed)).as_secs_f64();
+        out.sample(&format!("{name}_sum"), &[("model", model)], sum);
+        out.sample(&format!("{name}_count"), &[("model", model)], count);
+    }
+}
+
+/// Text in Prometheus' format.
+#[derive(Debug, Default)]
+struct Text(String);
+
+impl Text {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl std::fmt::Display) {
+        self.0.push_str(name);
+        for (i, (label, text)) in labels.iter().enumerate() {
+            let text = text
+                .replace('\\', "\\\\")
+                .replace('"', "\\\"")
+                .replace('\n', "\\n");
+            let _ = write!(
+                self.0,
+                "{}{label}=\"{text}\"",
+                if i == 0 { '{' } else { ',' }
+            );
+        }
+        let end = if labels.is_empty() { "" } else { "}" };
+        let _ = writeln!(self.0, "{end} {value}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sedge_engine::{FinishReason, Timings, Usage};
+
+    use super::*;
+
+    #[test]
+    fn an_ended_answer_is_counted_and_timed() {
+        let metrics = Metrics::new(vec!["a\"b".into()]);
+        metrics.responded("/v1/models", 200);
+        metrics.responded("/v1/models", 200);
+        metrics.finished(
+            0,
+            &Finish {
+                reason: FinishReason::Stop,
+                text: String::new(),
+                usage: Usage {
+                    prompt: 5,
+                    completion: 3,
+                    cached: 2,
+                },
+                timings: Timings {
+                    queued: Duration::from_millis(1),
+                    first_token: Duration::from_millis(100),
+                    total: Duration::from_millis(300),
+                },
+            },
+        );
+        let text = metrics.text(&[EngineStats {
+            running: 7,
+            ..EngineStats::default()
+        }]);
+        for line in [
+            "sedge_http_responses_total{route=\"/v1/models\",status=\"200\"} 2",
+            "sedge_prompt_tokens_total{model=\"a\\\"b\"} 5",
+            "sedge_completion_tokens_total{model=\"a\\\"b\"} 3",
+            "sedge_requests_running{model=\"a\\\"b\"} 7",
+            "sedge_time_per_output_token_seconds_bucket{model=\"a\\\"b\",le=\"0.05\"} 0",
+            "sedge_time_per_output_token_seconds_bucket{model=\"a\\\"b\",le=\"0.1\"} 1",
+            "sedge_time_per_output_token_seconds_bucket{model=\"a\\\"b\",le=\"+Inf\"} 1",
+            "sedge_request_duration_seconds_sum{model=\"a\\\"b\"} 0.3",
+            "sedge_request_duration_seconds_count{model=\"a\\\"b\"} 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+    }
+}
