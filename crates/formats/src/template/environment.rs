@@ -1,7 +1,9 @@
 //! The Jinja that transformers offers to templates, made from minijinja, with limits.
 
+use std::fmt::{self, Write};
+
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, Error, ErrorKind, State, Value};
+use minijinja::{Environment, Error, ErrorKind, Output, State, Value};
 
 /// The name under which the one template is kept.
 const NAME: &str = "chat";
@@ -18,6 +20,7 @@ pub(super) fn compile(source: &str) -> Result<Environment<'static>, Error> {
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     environment.set_unknown_method_callback(method);
     environment.set_debug(false);
+    environment.set_formatter(print);
     environment.add_filter("tojson", super::json::tojson);
     environment.add_function("raise_exception", |reason: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, reason.clone()).with_source(Raised(reason)))
@@ -25,6 +28,9 @@ pub(super) fn compile(source: &str) -> Result<Environment<'static>, Error> {
     environment.add_template_owned(NAME, without_generation_tags(source))?;
     Ok(environment)
 }
+
+/// Fuel for a probe of a few words.
+pub(super) const PROBE_FUEL: u64 = 100_000;
 
 /// Fuel for a conversation: a floor that is ample for any template, and shares for every message
 /// and every 4 bytes. One unit pays for an instruction or 64 bytes of new data.
@@ -62,6 +68,35 @@ pub(super) fn refusal(error: &Error) -> Option<String> {
     None
 }
 
+/// Prints a value, and stops when the fuel that is left could not pay for it: sums of lists are
+/// lazy, so a small one may print without end.
+fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
+    if let Some(text) = value.as_str() {
+        return Ok(out.write_str(text)?);
+    }
+    let left = state.fuel_levels().map_or(0, |(_, left)| left.saturating_mul(BYTES_PER_FUEL));
+    let mut bounded = Bounded { out, left: left.min(PRINT_LIMIT) };
+    write!(bounded, "{value}").map_err(|_| Error::from(ErrorKind::OutOfFuel))
+}
+
+/// minijinja's price of new data.
+const BYTES_PER_FUEL: u64 = 64;
+
+/// Most bytes that a list or dictionary prints.
+const PRINT_LIMIT: u64 = 4 << 20;
+
+struct Bounded<'a, 'o> {
+    out: &'a mut Output<'o>,
+    left: u64,
+}
+
+impl Write for Bounded<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.left = self.left.checked_sub(text.len() as u64).ok_or(fmt::Error)?;
+        self.out.write_str(text)
+    }
+}
+
 /// Python's methods of strings, lists and dictionaries.
 fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     match (name, value.as_str(), args) {
@@ -85,7 +120,8 @@ fn without_generation_tags(source: &str) -> String {
     while let Some(start) = rest.find("{%") {
         let (before, tag) = rest.split_at(start);
         out.push_str(before);
-        let Some(end) = tag.find("%}") else {
+        // Past `{%`: in `{%}` the two must not share the percent sign.
+        let Some(end) = tag[2..].find("%}").map(|end| end + 2) else {
             rest = tag;
             break;
         };
