@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::isa::{Isa, isa};
 use crate::kv::PageHead;
-use crate::matmul::tile;
+use crate::matmul::{TILE_W, TILE_X, Tiles, tile};
 use crate::simd::{LANES, Portable, Simd};
 use crate::team::Disjoint;
 use crate::{KvPages, PAGE_TOKENS, Team, softmax_in_place};
@@ -43,7 +43,11 @@ pub struct Attention<'a> {
 /// Queries of one head of keys that share each decoded page.
 const QUERIES: usize = 32;
 
+/// Vectors of values that are summed side by side: enough to hide the latency of a sum.
+const WIDE: usize = 8;
+
 thread_local! {
+    /// Queries, sums and decoded pages of a task.
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -108,6 +112,7 @@ fn attend_on(isa: &Isa, team: &Team, a: &Attention<'_>, q: &[f32], kv: &KvPages,
         let first = (blocks(segment) - 1 - block) * rows_in_block;
         SCRATCH.with_borrow_mut(|scratch| {
             (isa.attend)(&mut Work {
+                tiles: &isa.tiles,
                 a,
                 q,
                 kv,
@@ -126,6 +131,7 @@ fn attend_on(isa: &Isa, team: &Team, a: &Attention<'_>, q: &[f32], kv: &KvPages,
 
 /// A few rows of one segment against one head of keys and values.
 pub(crate) struct Work<'a> {
+    tiles: &'a Tiles,
     a: &'a Attention<'a>,
     q: &'a [f32],
     kv: &'a KvPages,
@@ -190,15 +196,15 @@ pub(crate) fn work<S: Simd>(s: S, w: &mut Work<'_>) {
         };
         let mut i = 0;
         while i < queries {
-            let n = (queries - i).min(4);
-            let mut scores = [[0.0f32; PAGE_TOKENS]; 4];
-            let q = &q[i * k_pad..(i + n) * k_pad];
-            match n {
-                1 => score::<S, 1, 4>(s, q, keys, k_pad, &mut scores),
-                2 => score::<S, 2, 4>(s, q, keys, k_pad, &mut scores),
-                3 => score::<S, 3, 2>(s, q, keys, k_pad, &mut scores),
-                _ => score::<S, 4, 2>(s, q, keys, k_pad, &mut scores),
-            }
+            let n = (queries - i).min(TILE_X);
+            let mut scores = [[0.0; PAGE_TOKENS]; TILE_X];
+            score(
+                w.tiles,
+                &q[i * k_pad..(i + n) * k_pad],
+                keys,
+                k_pad,
+                &mut scores,
+            );
             for (i, scores) in (i..i + n).zip(&mut scores) {
                 let seen = seen(i);
                 let slots = seen.start.clamp(first, first + PAGE_TOKENS) - first
@@ -209,21 +215,21 @@ pub(crate) fn work<S: Simd>(s: S, w: &mut Work<'_>) {
                 let (state, acc) = (&mut state[2 * i..2 * i + 2], &mut acc[i * v_pad..][..v_pad]);
                 weigh(s, a, slots.clone(), scores, state, acc);
                 for (lane, acc) in acc
-                    .as_chunks_mut::<{ 4 * LANES }>()
+                    .as_chunks_mut::<{ WIDE * LANES }>()
                     .0
                     .iter_mut()
                     .enumerate()
                 {
-                    mix::<S, 4>(
+                    mix::<S, WIDE>(
                         s,
                         scores,
                         slots.clone(),
-                        &values[lane * 4 * LANES..],
+                        &values[lane * WIDE * LANES..],
                         v_stride,
                         acc,
                     );
                 }
-                let done = v_pad / (4 * LANES) * 4 * LANES;
+                let done = v_pad / (WIDE * LANES) * WIDE * LANES;
                 for at in (done..v_pad).step_by(LANES) {
                     let (acc, _) = acc[at..].as_chunks_mut::<LANES>();
                     mix::<S, 1>(
@@ -254,7 +260,6 @@ fn padded(dim: usize) -> usize {
 }
 
 /// `[16][dim]` to `[16][pad]`.
-#[inline(always)]
 fn decode_rows(page: PageHead<'_>, dim: usize, pad: usize, out: &mut [f32]) {
     if dim == pad {
         page.decode(0, &mut out[..PAGE_TOKENS * dim]);
@@ -266,29 +271,22 @@ fn decode_rows(page: PageHead<'_>, dim: usize, pad: usize, out: &mut [f32]) {
     }
 }
 
-/// Products of `M` queries with all keys of a page.
-#[inline(always)]
-fn score<S: Simd, const M: usize, const N: usize>(
-    s: S,
+/// Products of up to four queries with all keys of a page.
+fn score(
+    tiles: &Tiles,
     q: &[f32],
     keys: &[f32],
     k_pad: usize,
-    scores: &mut [[f32; PAGE_TOKENS]; 4],
+    scores: &mut [[f32; PAGE_TOKENS]; TILE_X],
 ) {
-    let mut x: [&[f32]; M] = [&[]; M];
-    for (r, x) in x.iter_mut().enumerate() {
-        *x = &q[r * k_pad..][..k_pad];
-    }
-    let mut slot = 0;
-    while slot < PAGE_TOKENS {
-        let mut k: [&[f32]; N] = [&[]; N];
-        for (c, k) in k.iter_mut().enumerate() {
-            *k = &keys[(slot + c) * k_pad..][..k_pad];
+    let queries = q.len() / k_pad;
+    for slot in (0..PAGE_TOKENS).step_by(TILE_W) {
+        let n = TILE_W.min(PAGE_TOKENS - slot);
+        let mut sums = [[0.0; TILE_W]; TILE_X];
+        tiles[queries - 1][n - 1](q, k_pad, &keys[slot * k_pad..], k_pad, k_pad, &mut sums);
+        for (scores, sums) in scores.iter_mut().zip(sums) {
+            scores[slot..slot + n].copy_from_slice(&sums[..n]);
         }
-        for (scores, sums) in scores.iter_mut().zip(tile::<S, M, N>(s, &x, &k)) {
-            scores[slot..slot + N].copy_from_slice(&sums);
-        }
-        slot += N;
     }
 }
 

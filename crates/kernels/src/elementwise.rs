@@ -71,38 +71,45 @@ pub fn softcap(x: &mut [f32], cap: f32) {
 /// `silu(x) = x · sigmoid(x)`.
 #[inline(always)]
 pub(crate) fn silu_mul_lanes<S: Simd>(s: S, gate: &mut [f32], up: &[f32]) {
-    gated(s, gate, up, |x| x);
+    gated::<S, false>(s, gate, up);
 }
 
 /// `gelu_tanh(x) = x · (1 + tanh u) / 2 = x · sigmoid(2u)`, `u = √(2/π) (x + 0.044715 x³)`.
 #[inline(always)]
 pub(crate) fn gelu_mul_lanes<S: Simd>(s: S, gate: &mut [f32], up: &[f32]) {
+    gated::<S, true>(s, gate, up);
+}
+
+/// The last values take the same path as the others, so that a value's result does not depend
+/// on where it lies.
+#[inline(always)]
+fn gated<S: Simd, const GELU: bool>(s: S, gate: &mut [f32], up: &[f32]) {
+    let (gates, gate_rest) = gate.as_chunks_mut::<LANES>();
+    let (ups, up_rest) = up.as_chunks::<LANES>();
+    for (g, u) in gates.iter_mut().zip(ups) {
+        s.store(gate_one::<S, GELU>(s, s.load(g), s.load(u)), g);
+    }
+    let mut rest = [0.0; LANES];
+    s.store(
+        gate_one::<S, GELU>(s, s.load_part(gate_rest), s.load_part(up_rest)),
+        &mut rest,
+    );
+    gate_rest.copy_from_slice(&rest[..gate_rest.len()]);
+}
+
+#[inline(always)]
+fn gate_one<S: Simd, const GELU: bool>(s: S, x: S::V, up: S::V) -> S::V {
     const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769;
-    gated(s, gate, up, |x| {
+    let argument = if GELU {
         let cube = s.mul(s.mul(x, x), x);
         s.mul(
             s.fma(cube, s.splat(0.044_715), x),
             s.splat(TWICE_SQRT_2_OVER_PI),
         )
-    });
-}
-
-/// `gate = gate · sigmoid(argument(gate)) · up`. The last values take the same path as the
-/// others, so that a value's result does not depend on where it lies.
-#[inline(always)]
-fn gated<S: Simd>(s: S, gate: &mut [f32], up: &[f32], argument: impl Fn(S::V) -> S::V) {
-    let apply = |x: S::V, up: S::V| s.mul(s.mul(x, s.sigmoid(argument(x))), up);
-    let (gates, gate_rest) = gate.as_chunks_mut::<LANES>();
-    let (ups, up_rest) = up.as_chunks::<LANES>();
-    for (g, u) in gates.iter_mut().zip(ups) {
-        s.store(apply(s.load(g), s.load(u)), g);
-    }
-    let mut rest = [0.0; LANES];
-    s.store(
-        apply(s.load_part(gate_rest), s.load_part(up_rest)),
-        &mut rest,
-    );
-    gate_rest.copy_from_slice(&rest[..gate_rest.len()]);
+    } else {
+        x
+    };
+    s.mul(s.mul(x, s.sigmoid(argument)), up)
 }
 
 /// The error function, to 1e-8: W. J. Cody's rational approximations (Math. Comp. 23, 1969),

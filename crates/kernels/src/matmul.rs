@@ -191,8 +191,8 @@ impl Panel<'_> {
 }
 
 /// Rows of x and of w in a tile: twelve sums and four operands fill sixteen registers.
-const TILE_X: usize = 4;
-const TILE_W: usize = 3;
+pub(crate) const TILE_X: usize = 4;
+pub(crate) const TILE_W: usize = 3;
 
 /// Products of rows of `x`, a stride apart, with rows of `w`, over `k` columns.
 pub(crate) type Tile = fn(&[f32], usize, &[f32], usize, usize, &mut [[f32; TILE_W]; TILE_X]);

@@ -1,5 +1,6 @@
 //! Eight lanes of f32, on whatever instruction set the machine has.
 //! Kernels are written once over [`Simd`]; `isa.rs` compiles them for each set.
+//! They pass no vectors to closures, which would not be compiled for the set.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -69,14 +70,13 @@ pub(crate) trait Simd: Copy {
     #[inline(always)]
     fn exp(self, x: Self::V) -> Self::V {
         const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³: adding it rounds to whole numbers
-        let c = |x| self.splat(x);
-        let x = self.max(c(-88.0), self.min(c(89.0), x));
-        let n = self.fma(x, c(std::f32::consts::LOG2_E), c(ROUND));
-        let n = self.sub(n, c(ROUND));
+        let x = self.max(self.splat(-88.0), self.min(self.splat(89.0), x));
+        let n = self.fma(x, self.splat(std::f32::consts::LOG2_E), self.splat(ROUND));
+        let n = self.sub(n, self.splat(ROUND));
         // ln 2 in two parts, the first with few bits so that its products are exact.
-        let r = self.fma(n, c(-0.693_359_4), x);
-        let r = self.fma(n, c(2.121_944_4e-4), r);
-        let mut p = c(1.987_569_1e-4);
+        let r = self.fma(n, self.splat(-0.693_359_4), x);
+        let r = self.fma(n, self.splat(2.121_944_4e-4), r);
+        let mut p = self.splat(1.987_569_1e-4);
         for k in [
             1.398_2e-3,
             8.333_452e-3,
@@ -84,9 +84,9 @@ pub(crate) trait Simd: Copy {
             1.666_666_5e-1,
             0.5,
         ] {
-            p = self.fma(p, r, c(k));
+            p = self.fma(p, r, self.splat(k));
         }
-        let y = self.add(self.fma(p, self.mul(r, r), r), c(1.0));
+        let y = self.add(self.fma(p, self.mul(r, r), r), self.splat(1.0));
         self.mul(y, self.exp2_whole(n))
     }
 
@@ -100,16 +100,18 @@ pub(crate) trait Simd: Copy {
     /// The hyperbolic tangent, to 3e-7 relative. Polynomial near 0 after Cephes' `tanhf`.
     #[inline(always)]
     fn tanh(self, x: Self::V) -> Self::V {
-        let c = |x| self.splat(x);
         let z = self.mul(x, x);
-        let mut p = c(-5.704_988_7e-3);
+        let mut p = self.splat(-5.704_988_7e-3);
         for k in [2.063_909e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1] {
-            p = self.fma(p, z, c(k));
+            p = self.fma(p, z, self.splat(k));
         }
         let near = self.fma(self.mul(p, z), x, x);
         let e = self.exp(self.add(x, x));
-        let far = self.sub(c(1.0), self.div(c(2.0), self.add(e, c(1.0))));
-        self.if_less(z, c(0.625 * 0.625), near, far)
+        let far = self.sub(
+            self.splat(1.0),
+            self.div(self.splat(2.0), self.add(e, self.splat(1.0))),
+        );
+        self.if_less(z, self.splat(0.625 * 0.625), near, far)
     }
 }
 

@@ -132,13 +132,16 @@ fn each<const B: usize, P>(
             super::decode::decode(dtype, bytes_rest, &mut out[rest..]);
         }
         Job::Dot { rows, x, sums } => {
-            let parts = rows.map(|r| r.as_chunks::<B>());
-            let n = parts[0].0.len();
-            let blocks = parts.map(|(blocks, _)| &blocks[..n]);
+            let n = rows[0].len() / B;
+            let mut blocks: [&[[u8; B]]; 4] = [&[]; 4];
+            for (blocks, row) in blocks.iter_mut().zip(rows) {
+                *blocks = &row.as_chunks().0[..n];
+            }
             let (vectors, _) = x.as_chunks::<LANES>();
             let mut acc = [s.zero(); 4];
             for (i, x) in vectors.chunks_exact(groups * 4).take(n).enumerate() {
-                let p = [0, 1, 2, 3].map(|r| scales(&blocks[r][i]));
+                let [a, b, c, d] = blocks;
+                let p = [scales(&a[i]), scales(&b[i]), scales(&c[i]), scales(&d[i])];
                 for (g, x) in x.chunks_exact(4).enumerate() {
                     let x = [s.load(&x[0]), s.load(&x[1]), s.load(&x[2]), s.load(&x[3])];
                     // Group by group over the rows: their chains of sums run side by side.
@@ -153,8 +156,8 @@ fn each<const B: usize, P>(
             let x = &x[n * groups * GROUP..];
             if !x.is_empty() {
                 let mut w = [0.0; GROUP];
-                for (acc, (_, bytes)) in acc.iter_mut().zip(parts) {
-                    super::decode::decode(dtype, bytes, &mut w[..x.len()]);
+                for (acc, row) in acc.iter_mut().zip(rows) {
+                    super::decode::decode(dtype, &row[n * B..], &mut w[..x.len()]);
                     for (x, w) in x.chunks(LANES).zip(w[..x.len()].chunks(LANES)) {
                         *acc = s.fma(s.load_part(x), s.load_part(w), *acc);
                     }

@@ -88,8 +88,10 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn exp2_whole(self, n: __m256) -> __m256 {
         unsafe {
-            let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
+            // 2²³ (n + 127), exact in f32, is the number's bits.
+            let unit = _mm256_set1_ps(8_388_608.0);
+            let bits = _mm256_fmadd_ps(n, unit, _mm256_set1_ps(127.0 * 8_388_608.0));
+            _mm256_castsi256_ps(_mm256_cvtps_epi32(bits))
         }
     }
 
