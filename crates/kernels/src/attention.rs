@@ -348,20 +348,21 @@ fn mix<S: Simd, const N: usize>(
     stride: usize,
     acc: &mut [f32],
 ) {
-    let (acc, _) = acc.as_chunks_mut::<LANES>();
+    // Lengths known to the compiler keep the sums in registers.
+    let acc = &mut acc.as_chunks_mut::<LANES>().0[..N];
     let mut sums = [s.zero(); N];
-    for (sum, acc) in sums.iter_mut().zip(acc.iter()) {
-        *sum = s.load(acc);
+    for c in 0..N {
+        sums[c] = s.load(&acc[c]);
     }
     for slot in slots {
         let weight = s.splat(weights[slot]);
-        let (values, _) = values[slot * stride..].as_chunks::<LANES>();
-        for (sum, v) in sums.iter_mut().zip(values) {
-            *sum = s.fma(weight, s.load(v), *sum);
+        let values = &values[slot * stride..].as_chunks::<LANES>().0[..N];
+        for c in 0..N {
+            sums[c] = s.fma(weight, s.load(&values[c]), sums[c]);
         }
     }
-    for (sum, acc) in sums.iter().zip(acc) {
-        s.store(*sum, acc);
+    for c in 0..N {
+        s.store(sums[c], &mut acc[c]);
     }
 }
 

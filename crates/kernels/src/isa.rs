@@ -27,6 +27,8 @@ pub(crate) struct Isa {
     pub(crate) silu_mul: fn(&mut [f32], &[f32]),
     /// `gate = gelu_tanh(gate) · up`.
     pub(crate) gelu_mul: fn(&mut [f32], &[f32]),
+    /// `x = exp(x − max)`.
+    pub(crate) exp_above: fn(&mut [f32], f32),
 }
 
 /// The table of tiles from the function of one, which names its sizes `M` and `N`.
@@ -58,6 +60,7 @@ pub(crate) static PORTABLE: Isa = Isa {
     attend: |w| crate::attention::work(Portable, w),
     silu_mul: |gate, up| crate::elementwise::silu_mul_lanes(Portable, gate, up),
     gelu_mul: |gate, up| crate::elementwise::gelu_mul_lanes(Portable, gate, up),
+    exp_above: |x, max| crate::sampling::exp_above_lanes(Portable, x, max),
 };
 
 /// The best kernels for this machine.
@@ -100,6 +103,7 @@ mod avx2 {
         attend: |w| unsafe { attend(w) },
         silu_mul: |gate, up| unsafe { silu_mul(gate, up) },
         gelu_mul: |gate, up| unsafe { gelu_mul(gate, up) },
+        exp_above: |x, max| unsafe { exp_above(x, max) },
     };
 
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -127,5 +131,10 @@ mod avx2 {
     #[target_feature(enable = "avx2,fma,f16c")]
     fn gelu_mul(gate: &mut [f32], up: &[f32]) {
         crate::elementwise::gelu_mul_lanes(Avx2::here(), gate, up);
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn exp_above(x: &mut [f32], max: f32) {
+        crate::sampling::exp_above_lanes(Avx2::here(), x, max);
     }
 }

@@ -1,5 +1,8 @@
 //! Arithmetic on a row of logits.
 
+use crate::isa::isa;
+use crate::simd::{LANES, Simd};
+
 /// Index of the largest value, the first of equals; NaN never wins. 0 for an empty row.
 pub fn argmax(x: &[f32]) -> usize {
     let mut best: Option<(usize, f32)> = None;
@@ -19,12 +22,8 @@ fn max(x: &[f32]) -> f32 {
 /// Turns logits into probabilities. A NaN or −∞ logit has probability 0; when no logit is
 /// larger than −∞ all become 0, and a logit of +∞ shares the whole with its equals.
 pub fn softmax_in_place(x: &mut [f32]) {
-    let max = max(x);
-    let mut sum = 0.0f64;
-    for v in x.iter_mut() {
-        *v = above(*v, max).exp();
-        sum += f64::from(*v);
-    }
+    exp_above(x, max(x));
+    let sum = sum(x);
     let inverse = if sum > 0.0 { (1.0 / sum) as f32 } else { 0.0 };
     for v in x.iter_mut() {
         *v *= inverse;
@@ -34,17 +33,56 @@ pub fn softmax_in_place(x: &mut [f32]) {
 /// Turns logits into natural-log probabilities: −∞ where [`softmax_in_place`] gives 0.
 pub fn log_softmax_in_place(x: &mut [f32]) {
     let max = max(x);
-    let mut sum = 0.0f64;
-    for v in x.iter_mut() {
-        *v = above(*v, max);
-        sum += f64::from(v.exp());
+    let mut buffer = [0.0; 512];
+    let mut total = 0.0;
+    for x in x.chunks(buffer.len()) {
+        let buffer = &mut buffer[..x.len()];
+        buffer.copy_from_slice(x);
+        exp_above(buffer, max);
+        total += sum(buffer);
     }
-    let log = sum.ln() as f32;
-    if log.is_finite() {
-        for v in x.iter_mut() {
-            *v -= log;
+    let log = total.ln() as f32;
+    for v in x.iter_mut() {
+        *v = above(*v, max) - if log.is_finite() { log } else { 0.0 };
+    }
+}
+
+/// `x = exp(x − max)`.
+fn exp_above(x: &mut [f32], max: f32) {
+    if max.is_finite() {
+        (isa().exp_above)(x, max);
+    } else {
+        x.iter_mut().for_each(|v| *v = above(*v, max).exp());
+    }
+}
+
+/// `x = exp(x − max)` for a finite maximum; 0 for NaN.
+#[inline(always)]
+pub(crate) fn exp_above_lanes<S: Simd>(s: S, x: &mut [f32], max: f32) {
+    let (vectors, rest) = x.as_chunks_mut::<LANES>();
+    for v in vectors {
+        s.store(exp_one(s, s.load(v), max), v);
+    }
+    let mut lanes = [0.0; LANES];
+    s.store(exp_one(s, s.load_part(rest), max), &mut lanes);
+    rest.copy_from_slice(&lanes[..rest.len()]);
+}
+
+#[inline(always)]
+fn exp_one<S: Simd>(s: S, x: S::V, max: f32) -> S::V {
+    let x = s.max(x, s.splat(f32::NEG_INFINITY)); // which also replaces NaN
+    s.exp(s.sub(x, s.splat(max)))
+}
+
+fn sum(x: &[f32]) -> f64 {
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    let mut lanes = [0.0f64; LANES];
+    for chunk in chunks {
+        for (lane, &v) in lanes.iter_mut().zip(chunk) {
+            *lane += f64::from(v);
         }
     }
+    lanes.iter().sum::<f64>() + tail.iter().map(|&v| f64::from(v)).sum::<f64>()
 }
 
 /// `v − max`, with the infinities and NaN as the softmax wants them.
