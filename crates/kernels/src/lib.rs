@@ -10,6 +10,7 @@
 #![deny(missing_docs)]
 
 mod attention;
+mod bidirectional;
 mod block;
 mod dtype;
 mod elementwise;
@@ -23,7 +24,8 @@ mod sampling;
 mod simd;
 mod team;
 
-pub use attention::{Attention, Segment, attend, attend_all};
+pub use attention::{Attention, Segment, attend};
+pub use bidirectional::attend_all;
 pub use block::{CodecError, dequantize, quantize};
 pub use dtype::DType;
 pub use elementwise::{add_assign, add_bias, gelu, gelu_mul, scale, silu_mul, softcap};

@@ -92,7 +92,8 @@ fn q4_0(x: &[f32; 32]) -> [u8; 18] {
 
 /// The scale and the offset (at most 0) for which `scale · q + offset`, `q` in `0..=15`, is
 /// near `x` in weighted squares. Tries ranges a little narrower and wider than that of `x`;
-/// for each, rounds, then solves the least-squares problem for the rounded `q`.
+/// for each, rounds, then solves the least-squares problem for the rounded `q`. The next
+/// range begins at the best offset so far.
 fn fit_scale_and_offset(x: &[f32], weights: &[f32]) -> (f32, f32) {
     const TOP: f32 = 15.0;
     let low = x.iter().copied().fold(0.0, f32::min);
@@ -100,24 +101,22 @@ fn fit_scale_and_offset(x: &[f32], weights: &[f32]) -> (f32, f32) {
     if high <= low {
         return (0.0, low);
     }
-    let error = |inverse: f32, scale: f32, offset: f32| -> f32 {
-        let of = |(v, w): (&f32, &f32)| {
-            let q = nearest(inverse * (v - low), 0, TOP as i32) as f32;
-            w * (scale * q + offset - v).powi(2)
-        };
+    let quant = |v: f32, low: f32, inverse: f32| nearest(inverse * (v - low), 0, 15) as f32;
+    let error = |low: f32, inverse: f32, (scale, offset): (f32, f32)| -> f32 {
+        let of = |(&v, w): (&f32, &f32)| w * (scale * quant(v, low, inverse) + offset - v).powi(2);
         x.iter().zip(weights).map(of).sum()
     };
-    let start = inverse((high - low) / TOP);
     let mut best = ((high - low) / TOP, low);
-    let mut least = error(start, best.0, best.1);
+    let mut least = error(low, inverse(best.0), best);
     for step in 0..=20 {
+        let low = best.1;
         let inverse = (TOP - 1.0 + 0.1 * step as f32) / (high - low);
         if !inverse.is_finite() {
             break;
         }
         let (mut w1, mut wx, mut wq, mut wqq, mut wxq) = (0.0, 0.0, 0.0, 0.0, 0.0);
         for (&v, &w) in x.iter().zip(weights) {
-            let q = nearest(inverse * (v - low), 0, TOP as i32) as f32;
+            let q = quant(v, low, inverse);
             w1 += w;
             wx += w * v;
             wq += w * q;
@@ -128,14 +127,16 @@ fn fit_scale_and_offset(x: &[f32], weights: &[f32]) -> (f32, f32) {
         if determinant <= 0.0 {
             continue;
         }
-        let mut scale = (w1 * wxq - wx * wq) / determinant;
-        let mut offset = (wqq * wx - wq * wxq) / determinant;
-        if offset > 0.0 {
-            (scale, offset) = (wxq / wqq, 0.0);
+        let mut fit = (
+            (w1 * wxq - wx * wq) / determinant,
+            (wqq * wx - wq * wxq) / determinant,
+        );
+        if fit.1 > 0.0 {
+            fit = (wxq / wqq, 0.0);
         }
-        let error = error(inverse, scale, offset);
+        let error = error(low, inverse, fit);
         if error < least {
-            (least, best) = (error, (scale, offset));
+            (least, best) = (error, fit);
         }
     }
     best
