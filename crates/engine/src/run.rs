@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use sedge_formats::tokenizer::Tokenizer;
+use sedge_formats::tokenizer::{TextStream, Tokenizer};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::check::{capacity, check};
@@ -215,14 +215,10 @@ impl Handle {
         {
             ends.extend_from_slice(tokenizer.eos());
         }
-        let stream = self.tokenizer.as_ref().map(|tokenizer| {
-            let mut stream = tokenizer.stream();
-            // The answer goes on where the prompt ends, perhaps within a character.
-            if let Some(&last) = request.prompt.last() {
-                stream.push(tokenizer, last);
-            }
-            stream
-        });
+        let stream = self
+            .tokenizer
+            .as_ref()
+            .map(|tokenizer| text_after(tokenizer, &request.prompt, grammar.is_some()));
         let room = capacity(&self.shape) - request.prompt.len();
         let answer = Answer {
             limit: request.max_tokens.map_or(room, |most| most.min(room)),
@@ -240,6 +236,26 @@ impl Handle {
     fn seed(&self) -> u64 {
         split_mix(&mut self.seeds.fetch_add(1, Ordering::Relaxed))
     }
+}
+
+/// The text of an answer goes on where the prompt ends, perhaps within a character. A vocabulary
+/// that drops the first space of a text does so only after a control token, and never in the
+/// text of a grammar, which counts every byte.
+fn text_after(tokenizer: &Tokenizer, prompt: &[u32], grammar: bool) -> TextStream {
+    let letter = || {
+        (0..tokenizer.len() as u32)
+            .find(|&id| tokenizer.bytes(id).is_ascii() && !tokenizer.bytes(id).is_empty())
+    };
+    let before = if grammar {
+        letter()
+    } else {
+        prompt.last().copied()
+    };
+    let mut stream = tokenizer.stream();
+    if let Some(id) = before {
+        stream.push(tokenizer, id);
+    }
+    stream
 }
 
 impl Drop for Handle {

@@ -1,6 +1,8 @@
 //! A model for tests whose outputs are a hash of what it finds in its pages.
 //! A wrong block table, a page with two owners or a chunk at a wrong position gives other tokens.
 
+use sedge_formats::gguf::{Array, Value};
+use sedge_formats::tokenizer::Tokenizer;
 use sedge_kernels::PAGE_TOKENS;
 use sedge_models::{Batch, Outputs};
 
@@ -17,6 +19,7 @@ pub(crate) const SHAPE: Shape = Shape {
     bidirectional: false,
 };
 
+// Tokens that make trouble, in models of that vocabulary only.
 /// A step with this token panics.
 pub(crate) const PANIC: u32 = 39;
 /// After this token every logit is NaN.
@@ -67,6 +70,36 @@ pub(crate) fn greedy(prompt: Vec<u32>, max_tokens: usize) -> Request {
     }
 }
 
+/// A SentencePiece vocabulary: 0 unknown, 1 begins and 2 ends a text, then the 256 bytes, then
+/// `pieces` from [`PIECES`] on.
+pub(crate) fn tokenizer(pieces: &[&str]) -> Tokenizer {
+    let mut tokens = vec!["<unk>".to_string(), "<s>".to_string(), "</s>".to_string()];
+    tokens.extend((0..256).map(|byte| format!("<0x{byte:02X}>")));
+    tokens.extend(pieces.iter().map(|piece| piece.replace(' ', "\u{2581}")));
+    let kind = |id| match id {
+        0 => 2,
+        1..=2 => 3,
+        3..PIECES => 6,
+        _ => 1,
+    };
+    let kinds = (0..tokens.len() as u32).map(kind).collect();
+    let text = |text: &str| Value::String(text.to_string());
+    let metadata = [
+        ("tokenizer.ggml.model", text("llama")),
+        ("tokenizer.ggml.tokens", Value::Array(Array::String(tokens))),
+        ("tokenizer.ggml.token_type", Value::Array(Array::I32(kinds))),
+        ("tokenizer.ggml.eos_token_id", Value::U32(2)),
+    ];
+    let metadata = metadata
+        .into_iter()
+        .map(|(key, value)| (key.to_string(), value))
+        .collect();
+    Tokenizer::from_metadata(&metadata).unwrap()
+}
+
+/// First id after the bytes.
+pub(crate) const PIECES: u32 = 259;
+
 fn hash(tokens: &[u32]) -> u64 {
     tokens
         .iter()
@@ -76,11 +109,12 @@ fn hash(tokens: &[u32]) -> u64 {
 /// Logits after a text.
 pub(crate) fn logits(text: &[u32], vocab: usize) -> Vec<f32> {
     let mut state = hash(text);
-    let nan = text.last() == Some(&NAN);
+    let scripted = vocab == SHAPE.vocab;
+    let nan = scripted && text.last() == Some(&NAN);
     (0..vocab as u32)
         .map(|token| match token {
             _ if nan => f32::NAN,
-            ORDINARY.. => f32::NEG_INFINITY,
+            ORDINARY.. if scripted => f32::NEG_INFINITY,
             _ => (split_mix(&mut state) % 1000) as f32 / 100.0,
         })
         .collect()
@@ -101,7 +135,9 @@ impl Executor for Scripted {
 
     fn forward(&mut self, batch: &Batch, out: &mut Outputs) {
         let rows = batch.tokens.len();
-        assert!(!batch.tokens.contains(&PANIC), "a scripted panic");
+        let scripted = self.shape.vocab == SHAPE.vocab;
+        let contains = |token| scripted && batch.tokens.contains(&token);
+        assert!(!contains(PANIC), "a scripted panic");
         assert!(rows <= self.most_tokens, "{rows} tokens in a step");
         assert_eq!(batch.segments.first().map(|s| s.rows.start), Some(0));
         assert_eq!(batch.segments.last().map(|s| s.rows.end), Some(rows));
@@ -155,7 +191,7 @@ impl Executor for Scripted {
             out.hidden
                 .extend(hidden(&text(row as usize), self.shape.hidden));
         }
-        if batch.tokens.contains(&SHORT) {
+        if contains(SHORT) {
             out.logits.pop();
         }
     }

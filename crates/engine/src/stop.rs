@@ -60,13 +60,13 @@ fn open_prefix(text: &str, stop: &str) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
     /// Tries every beginning of the text, shortest first.
-    fn naive(text: &str, stops: &[String]) -> (String, bool) {
+    pub(crate) fn naive(text: &str, stops: &[String]) -> (String, bool) {
         for end in (0..=text.len()).filter(|&i| text.is_char_boundary(i)) {
             let longest = stops
                 .iter()

@@ -5,8 +5,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::logprob::logprob;
 use crate::run::{Handle, Output};
-use crate::scripted::{NAN, ORDINARY, PANIC, SHAPE, SHORT, Scripted, greedy, hidden, logits};
-use crate::{Event, Finish, Goal, Request, Sampling, SubmitError, Usage};
+use crate::scripted::{
+    NAN, ORDINARY, PANIC, PIECES, SHAPE, SHORT, Scripted, greedy, hidden, logits, tokenizer,
+};
+use crate::stop::tests::naive;
+use crate::{Constraint, Event, Finish, Goal, Request, Sampling, SubmitError, Usage};
 
 /// An engine without its thread.
 struct Rig {
@@ -16,20 +19,38 @@ struct Rig {
 
 impl Rig {
     fn new(shape: Shape, config: EngineConfig) -> Rig {
+        Rig::with(None, shape, config)
+    }
+
+    /// A model whose tokens have texts, and a few logits more than there are tokens.
+    fn texts(pieces: &[&str], config: EngineConfig) -> Rig {
+        let tokenizer = tokenizer(pieces);
+        let shape = Shape {
+            vocab: tokenizer.len() + 5,
+            ..SHAPE
+        };
+        Rig::with(Some(Arc::new(tokenizer)), shape, config)
+    }
+
+    fn with(tokenizer: Option<Arc<Tokenizer>>, shape: Shape, config: EngineConfig) -> Rig {
         let shared = Arc::new(Shared::new(config.max_waiting));
         let mut model = Scripted::new(shape);
         if !shape.bidirectional {
             model.most_tokens = config.token_budget;
         }
-        let steps = Loop::new(Box::new(model), None, &config, shared.clone());
+        let steps = Loop::new(Box::new(model), tokenizer.clone(), &config, shared.clone());
         Rig {
-            handle: Handle::new(shared, shape, None),
+            handle: Handle::new(shared, shape, tokenizer),
             steps,
         }
     }
 
     fn submit(&self, request: Request) -> Output {
         self.handle.submit(request).unwrap()
+    }
+
+    fn stats(&self) -> crate::EngineStats {
+        self.steps.shared.stats()
     }
 
     /// Steps until nothing is left.
@@ -125,7 +146,7 @@ fn a_dropped_output_frees_its_pages_within_one_step() {
     drop(waits);
     rig.steps.poll();
     assert_eq!(rig.steps.pages.used(), 3);
-    assert_eq!(rig.handle_stats().cancelled, 2);
+    assert_eq!(rig.stats().cancelled, 2);
     drop(kept);
     rig.steps.poll();
     assert_eq!(rig.steps.pages.used(), 0);
@@ -362,15 +383,9 @@ fn a_full_queue_refuses_and_says_when_to_come_again() {
     rig.steps.poll(); // one runs now, so there is a place
     outputs.push(rig.submit(greedy(vec![1], 9)));
     assert_eq!(refused(&rig), (2, 1));
-    assert_eq!(rig.handle_stats().refused, 2);
+    assert_eq!(rig.stats().refused, 2);
     rig.finish();
     assert!(outputs.iter_mut().all(|o| tokens(&o.ready()).len() == 9));
-}
-
-impl Rig {
-    fn handle_stats(&self) -> crate::EngineStats {
-        self.steps.shared.stats()
-    }
 }
 
 /// A request, when it arrives, and when its caller goes away.
@@ -483,5 +498,167 @@ proptest! {
                 prop_assert_eq!(events, expected);
             }
         }
+    }
+}
+
+/// All text of an answer.
+fn text(events: &[Event]) -> String {
+    let text = |event: &Event| match event {
+        Event::Token(token) => token.text.clone(),
+        Event::Finished(finish) => finish.text.clone(),
+        _ => String::new(),
+    };
+    events.iter().map(text).collect()
+}
+
+#[test]
+fn the_models_end_token_ends_the_answer_unless_ignored() {
+    let mut rig = Rig::texts(&["a"], EngineConfig::default());
+    let mut request = greedy(vec![PIECES], 5);
+    request.sampling.logit_bias = vec![(2, 50.0)];
+    let events = rig.run(request.clone());
+    assert_eq!(
+        (tokens(&events), &finish(&events).reason),
+        (vec![], &FinishReason::Stop)
+    );
+    assert_eq!(finish(&events).usage.completion, 1);
+
+    let events = rig.run(Request {
+        ignore_eos: true,
+        ..request
+    });
+    assert_eq!(
+        (tokens(&events), text(&events)),
+        (vec![2; 5], String::new())
+    );
+    assert_eq!(finish(&events).reason, FinishReason::Length);
+}
+
+#[test]
+fn an_answer_goes_on_where_the_prompt_ends() {
+    let mut rig = Rig::texts(&["a", " b"], EngineConfig::default());
+    let mut after = |prompt: Vec<u32>, constraint| {
+        let mut request = Request {
+            constraint,
+            ..greedy(prompt, 1)
+        };
+        request.sampling.logit_bias = vec![(PIECES + 1, 50.0)];
+        text(&rig.run(request))
+    };
+    assert_eq!(after(vec![PIECES], None), " b");
+    assert_eq!(after(vec![PIECES, 1], None), "b");
+    assert_eq!(
+        after(vec![PIECES, 1], Some(Constraint::Regex(" b+".into()))),
+        " b"
+    );
+    // Half a character, which nothing completes, then text.
+    assert_eq!(after(vec![3 + 0xc3], None), "\u{fffd} b");
+    assert_eq!(
+        after(vec![3 + 0xc3], Some(Constraint::Regex(" b+".into()))),
+        " b"
+    );
+}
+
+#[test]
+fn constrained_answers_are_valid_also_when_preempted() {
+    let schema = serde_json::json!({
+        "type": "object",
+        "properties": { "ok": { "type": "boolean" }, "n": { "type": "integer" }, "s": { "enum": ["é", "日本", "x y"] } },
+        "required": ["ok", "n", "s"],
+        "additionalProperties": false,
+    });
+    let pieces = [
+        "true", "false", "{\"", "\":", ",", "\"", "}", " ", "1", "é", "日本", "ok", "n", "s",
+    ];
+    let config = EngineConfig {
+        token_budget: 24,
+        max_running: 6,
+        max_waiting: 100,
+    };
+    let shape = Shape {
+        vocab: PIECES as usize + pieces.len() + 5,
+        pages: 6,
+        ..SHAPE
+    };
+    let mut rig = Rig::with(Some(Arc::new(tokenizer(&pieces))), shape, config);
+    let mut outputs: Vec<Output> = (0..12)
+        .map(|seed| {
+            let mut request = greedy(vec![PIECES, seed], 90);
+            request.constraint = Some(Constraint::JsonSchema(schema.clone()));
+            request.sampling = Sampling {
+                seed: Some(u64::from(seed)),
+                ..Sampling::default()
+            };
+            // Or they would mostly write blanks and long numbers.
+            request.sampling.logit_bias = (3..PIECES)
+                .chain([PIECES + 7])
+                .map(|id| (id, -6.0))
+                .collect();
+            rig.submit(request)
+        })
+        .collect();
+    rig.finish();
+    assert!(rig.stats().preempted > 0);
+    let mut valid = 0;
+    for output in &mut outputs {
+        let events = output.ready();
+        match &finish(&events).reason {
+            FinishReason::Stop => {
+                let value: serde_json::Value = serde_json::from_str(&text(&events)).unwrap();
+                assert!(
+                    value["ok"].is_boolean() && value["n"].is_number() && value["s"].is_string()
+                );
+                valid += 1;
+            }
+            FinishReason::Length => assert_eq!(finish(&events).usage.completion, 90),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(valid >= 6, "only {valid} of 12 ended");
+}
+
+#[test]
+fn without_a_tokenizer_texts_are_refused() {
+    let rig = rig(8);
+    let stop = Request {
+        stop: vec!["x".into()],
+        ..greedy(vec![1], 1)
+    };
+    let constraint = Request {
+        constraint: Some(Constraint::JsonObject),
+        ..greedy(vec![1], 1)
+    };
+    for request in [stop, constraint] {
+        assert!(matches!(
+            rig.handle.submit(request),
+            Err(SubmitError::Unsupported(_))
+        ));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    /// Pieces, bytes and half characters: the streamed text is the whole text up to the stop text.
+    #[test]
+    fn stop_texts_cut_the_streamed_text_as_the_whole_text(
+        stops in prop::collection::vec("[abé]{1,3}", 0..4), prompt in prop::collection::vec(0..4u32, 1..9),
+    ) {
+        let mut rig = Rig::texts(&["a", "b", "ab", "é"], EngineConfig::default());
+        let mut request = greedy(prompt.iter().map(|id| PIECES + id).collect(), 40);
+        request.sampling.logit_bias =
+            [PIECES, PIECES + 1, PIECES + 2, PIECES + 3, 3 + 0xc3, 3 + 0xa9].map(|id| (id, 50.0)).to_vec();
+        let whole = rig.run(request.clone());
+        let bytes: Vec<u8> = tokens(&whole)
+            .iter()
+            .flat_map(|&id| rig.steps.tokenizer.as_ref().unwrap().bytes(id).to_vec())
+            .collect();
+        prop_assert_eq!(text(&whole), String::from_utf8_lossy(&bytes));
+
+        let cut = rig.run(Request { stop: stops.clone(), ..request });
+        let (expected, stopped) = naive(&text(&whole), &stops);
+        prop_assert_eq!(text(&cut), expected);
+        prop_assert_eq!(&finish(&cut).reason, if stopped { &FinishReason::Stop } else { &FinishReason::Length });
+        prop_assert!(tokens(&whole).starts_with(&tokens(&cut)));
     }
 }
