@@ -1,0 +1,86 @@
+//! The built-in model against another implementation, tests/golden/seedling.
+//!
+//! The repository carries it in q8_0. The float32 figures need the bfloat16 checkpoint:
+//! `SEDGE_SEEDLING=folder cargo test -p sedge-models --test seedling`.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::{Golden, Run, golden};
+use sedge_kernels::KvType;
+use sedge_models::open;
+
+const END: u32 = 4;
+
+struct Prompt {
+    ids: Vec<u32>,
+    greedy: Vec<u32>,
+}
+
+fn prompts() -> Vec<Prompt> {
+    let text = std::fs::read_to_string(common::folder("seedling").join("golden.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let list = |v: &serde_json::Value| {
+        v.as_array()
+            .unwrap()
+            .iter()
+            .map(|i| i.as_u64().unwrap() as u32)
+            .collect()
+    };
+    (0..5)
+        .map(|i| &json[i.to_string()])
+        .map(|p| Prompt {
+            ids: list(&p["ids"]),
+            greedy: list(&p["greedy"]),
+        })
+        .collect()
+}
+
+fn answer(run: &mut Run, prompt: &Prompt) -> Vec<u32> {
+    let mut ids = run.greedy(&prompt.ids, prompt.greedy.len());
+    if let Some(end) = ids.iter().position(|&id| id == END) {
+        ids.truncate(end + 1);
+    }
+    ids
+}
+
+fn worst_logit(run: &mut Run, prompt: &Prompt, want: &Golden, index: usize) -> f32 {
+    let want = want.f32s(&format!("logits.{index}"));
+    let logits = run.logits(&prompt.ids, prompt.ids.len());
+    let last = &logits[logits.len() - want.len()..];
+    last.iter()
+        .zip(&want)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max)
+}
+
+#[test]
+fn the_asset_answers_as_the_checkpoint_does() {
+    let asset = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/seedling/seedling.gguf");
+    let mut run = Run::of(open(&asset).unwrap(), KvType::F16);
+    let want = golden("seedling");
+    for (index, prompt) in prompts().iter().enumerate() {
+        // 8-bit weights move logits of up to 20 by a few tenths; the answers stay.
+        let worst = worst_logit(&mut run, prompt, &want, index);
+        println!("prompt {index}: max |Δlogit| = {worst:.3}");
+        assert!(worst < 1.0, "prompt {index}: {worst}");
+        assert_eq!(answer(&mut run, prompt), prompt.greedy, "prompt {index}");
+    }
+}
+
+#[test]
+fn the_checkpoint_in_float32_agrees_to_the_last_digits() {
+    let Some(folder) = std::env::var_os("SEDGE_SEEDLING").map(PathBuf::from) else {
+        println!("skipped: SEDGE_SEEDLING does not name the bfloat16 checkpoint");
+        return;
+    };
+    let mut run = Run::of(open(&folder).unwrap(), KvType::F32);
+    let want = golden("seedling");
+    for (index, prompt) in prompts().iter().enumerate() {
+        let worst = worst_logit(&mut run, prompt, &want, index);
+        println!("prompt {index}: max |Δlogit| = {worst:.2e}");
+        assert!(worst <= 2e-3, "prompt {index}: {worst:e}");
+        assert_eq!(answer(&mut run, prompt), prompt.greedy, "prompt {index}");
+    }
+}
