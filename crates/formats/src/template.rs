@@ -75,15 +75,24 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// When it is not valid or is larger than 1 MiB.
-    pub fn new(source: &str, bos: Option<&str>, eos: Option<&str>) -> Result<ChatTemplate, TemplateError> {
+    pub fn new(
+        source: &str,
+        bos: Option<&str>,
+        eos: Option<&str>,
+    ) -> Result<ChatTemplate, TemplateError> {
         if source.len() > SOURCE_LIMIT {
             let reason = format!("{} bytes; at most {SOURCE_LIMIT} are read", source.len());
             return Err(TemplateError::Syntax { line: 1, reason });
         }
-        let environment = environment::compile(source).map_err(|error| TemplateError::Syntax {
-            line: error.line().unwrap_or(1),
-            reason: error.detail().map_or_else(|| error.kind().to_string(), str::to_owned),
-        })?;
+        let compiled = environment::on_deep_stack(|| environment::compile(source));
+        let environment = compiled
+            .map_err(no_thread)?
+            .map_err(|error| TemplateError::Syntax {
+                line: error.line().unwrap_or(1),
+                reason: error
+                    .detail()
+                    .map_or_else(|| error.kind().to_string(), str::to_owned),
+            })?;
         let mut template = ChatTemplate {
             source: source.to_owned(),
             environment,
@@ -91,7 +100,7 @@ impl ChatTemplate {
             eos: eos.map(str::to_owned),
             form: Form::default(),
         };
-        Form::probe(&mut template);
+        environment::on_deep_stack(|| Form::probe(&mut template)).map_err(no_thread)?;
         Ok(template)
     }
 
@@ -119,13 +128,19 @@ impl ChatTemplate {
     /// Those of [`ChatTemplate::render`].
     pub fn render_at(&self, input: &ChatInput, now: SystemTime) -> Result<String, TemplateError> {
         let messages = self.form.apply(&input.messages);
-        self.render_raw(messages, input, now)
+        let fuel = environment::fuel(&messages, &input.tools);
+        let render = || self.render_raw(messages, input, now, fuel);
+        environment::on_deep_stack(render).map_err(no_thread)?
     }
 
     /// As in transformers, absent tools are none, not an empty list; but a few templates only
     /// take a list.
     fn tools(&self, tools: &[Value]) -> Jinja {
-        if tools.is_empty() && !self.form.lists_tools() { Jinja::from(()) } else { Serde(tools).into() }
+        if tools.is_empty() && !self.form.lists_tools() {
+            Jinja::from(())
+        } else {
+            Serde(tools).into()
+        }
     }
 
     /// Renders messages as they are, with everything else from `input`.
@@ -134,6 +149,7 @@ impl ChatTemplate {
         messages: Vec<Value>,
         input: &ChatInput,
         now: SystemTime,
+        fuel: u64,
     ) -> Result<String, TemplateError> {
         let mut context: Vec<(&str, Jinja)> = vec![
             ("tools", self.tools(&input.tools)),
@@ -151,15 +167,21 @@ impl ChatTemplate {
         }
         // Firefunction's names for tools and time.
         if self.source.contains("functions") && self.source.contains("datetime") {
-            let tools = if input.tools.is_empty() { String::new() } else { pretty(&input.tools) };
+            let tools = if input.tools.is_empty() {
+                String::new()
+            } else {
+                pretty(&input.tools)
+            };
             context.push(("functions", tools.into()));
-            context.push(("datetime", strftime::utc("%b %d %Y %H:%M:%S GMT", now).into()));
+            context.push((
+                "datetime",
+                strftime::utc("%b %d %Y %H:%M:%S GMT", now).into(),
+            ));
         }
         for (name, value) in &input.extra {
             context.push((name, Serde(value).into()));
         }
         context.push(("messages", Serde(&messages).into()));
-        let fuel = environment::fuel(&messages, &input.tools);
         environment::render(&self.environment, fuel, Jinja::from_pairs(context)).map_err(|error| {
             if let Some(reason) = environment::refusal(&error) {
                 return TemplateError::Refused(reason);
@@ -172,6 +194,10 @@ impl ChatTemplate {
             }
         })
     }
+}
+
+fn no_thread(error: std::io::Error) -> TemplateError {
+    TemplateError::Render(error.to_string())
 }
 
 /// JSON text over several lines.

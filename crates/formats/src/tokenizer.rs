@@ -178,7 +178,9 @@ impl Tokenizer {
 
     /// The bytes that a token stands for in the middle of a text; empty for control tokens and unknown ids.
     pub fn bytes(&self, id: u32) -> &[u8] {
-        self.tokens.get(id as usize).map_or(&[], |token| &token.bytes)
+        self.tokens
+            .get(id as usize)
+            .map_or(&[], |token| &token.bytes)
     }
 
     /// The token as the vocabulary writes it.

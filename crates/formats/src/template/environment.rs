@@ -13,20 +13,75 @@ const NAME: &str = "chat";
 #[error("{0}")]
 struct Raised(String);
 
+/// Most unary operators in a row: minijinja's compiler takes time quadratic in them.
+const UNARY_LIMIT: usize = 1000;
+
 /// Compiles the one template of an environment.
 pub(super) fn compile(source: &str) -> Result<Environment<'static>, Error> {
+    if longest_unary_run(source) > UNARY_LIMIT {
+        return Err(Error::new(
+            ErrorKind::SyntaxError,
+            "too many unary operators in a row",
+        ));
+    }
     let mut environment = Environment::new();
-    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.set_syntax(
+        SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build()?,
+    );
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     environment.set_unknown_method_callback(method);
     environment.set_debug(false);
     environment.set_formatter(print);
     environment.add_filter("tojson", super::json::tojson);
-    environment.add_function("raise_exception", |reason: String| -> Result<Value, Error> {
-        Err(Error::new(ErrorKind::InvalidOperation, reason.clone()).with_source(Raised(reason)))
-    });
+    environment.add_function(
+        "raise_exception",
+        |reason: String| -> Result<Value, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, reason.clone()).with_source(Raised(reason)))
+        },
+    );
     environment.add_template_owned(NAME, without_generation_tags(source))?;
     Ok(environment)
+}
+
+/// The longest run of `not`, `-` and `+`.
+fn longest_unary_run(source: &str) -> usize {
+    let (mut longest, mut run) = (0, 0);
+    let mut rest = source;
+    while let Some(c) = rest.chars().next() {
+        let len = match c {
+            '-' | '+' => 1,
+            'n' if rest.starts_with("not") => 3,
+            _ => {
+                run = if c.is_whitespace() { run } else { 0 };
+                rest = &rest[c.len_utf8()..];
+                continue;
+            }
+        };
+        run += 1;
+        longest = longest.max(run);
+        rest = &rest[len..];
+    }
+    longest
+}
+
+/// Stack for compiling and rendering. Neither minijinja's compiler nor the drop of a value bounds
+/// its recursion: a template of 1 MiB may nest 350,000 operators, and one with a few hundred
+/// thousand units of fuel as many lists. Only pages that are touched take memory.
+const STACK: usize = 512 << 20;
+
+/// Runs on a stack that no template overflows.
+pub(super) fn on_deep_stack<T: Send>(run: impl FnOnce() -> T + Send) -> std::io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .stack_size(STACK)
+            .spawn_scoped(scope, run)?;
+        thread
+            .join()
+            .map_err(|_| std::io::Error::other("the template engine panicked"))
+    })
 }
 
 /// Fuel for a probe of a few words.
@@ -43,13 +98,20 @@ fn size(value: &serde_json::Value) -> usize {
     match value {
         serde_json::Value::String(text) => text.len(),
         serde_json::Value::Array(items) => items.iter().map(|item| 8 + size(item)).sum(),
-        serde_json::Value::Object(items) => items.iter().map(|(key, item)| 8 + key.len() + size(item)).sum(),
+        serde_json::Value::Object(items) => items
+            .iter()
+            .map(|(key, item)| 8 + key.len() + size(item))
+            .sum(),
         _ => 8,
     }
 }
 
 /// Renders with at most `fuel`.
-pub(super) fn render(environment: &Environment<'static>, fuel: u64, context: Value) -> Result<String, Error> {
+pub(super) fn render(
+    environment: &Environment<'static>,
+    fuel: u64,
+    context: Value,
+) -> Result<String, Error> {
     // An environment shares its templates and functions with its clones.
     let mut environment = environment.clone();
     environment.set_fuel(Some(fuel));
@@ -74,8 +136,13 @@ fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error
     if let Some(text) = value.as_str() {
         return Ok(out.write_str(text)?);
     }
-    let left = state.fuel_levels().map_or(0, |(_, left)| left.saturating_mul(BYTES_PER_FUEL));
-    let mut bounded = Bounded { out, left: left.min(PRINT_LIMIT) };
+    let left = state
+        .fuel_levels()
+        .map_or(0, |(_, left)| left.saturating_mul(BYTES_PER_FUEL));
+    let mut bounded = Bounded {
+        out,
+        left: left.min(PRINT_LIMIT),
+    };
     write!(bounded, "{value}").map_err(|_| Error::from(ErrorKind::OutOfFuel))
 }
 
@@ -83,7 +150,7 @@ fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error
 const BYTES_PER_FUEL: u64 = 64;
 
 /// Most bytes that a list or dictionary prints.
-const PRINT_LIMIT: u64 = 4 << 20;
+const PRINT_LIMIT: u64 = 1 << 20;
 
 struct Bounded<'a, 'o> {
     out: &'a mut Output<'o>,
@@ -97,19 +164,43 @@ impl Write for Bounded<'_, '_> {
     }
 }
 
-/// Python's methods of strings, lists and dictionaries.
+/// Python's methods of strings, lists and dictionaries; those that can make much of little are
+/// paid for before they run.
 fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
-    match (name, value.as_str(), args) {
-        ("removeprefix", Some(text), [affix]) if affix.as_str().is_some() => {
-            let affix = affix.as_str().unwrap_or_default();
-            Ok(text.strip_prefix(affix).unwrap_or(text).into())
+    if let Some(text) = value.as_str() {
+        let argument = |i: usize| args.get(i).and_then(Value::as_str);
+        match (name, argument(0), argument(1)) {
+            ("removeprefix", Some(affix), None) => {
+                return Ok(text.strip_prefix(affix).unwrap_or(text).into());
+            }
+            ("removesuffix", Some(affix), None) => {
+                return Ok(text.strip_suffix(affix).unwrap_or(text).into());
+            }
+            ("replace", Some(old), Some(new)) => {
+                let grown = text.matches(old).count().saturating_mul(new.len());
+                state.consume_fuel(text.len().saturating_add(grown) as u64 / BYTES_PER_FUEL)?;
+            }
+            ("join", _, _) => {
+                if let Some(items) = args.first() {
+                    for item in items.try_iter()? {
+                        let len = text.len() + item.as_str().map_or(0, str::len);
+                        state.consume_fuel(1 + len as u64 / BYTES_PER_FUEL)?;
+                    }
+                }
+            }
+            // A width of five digits and more.
+            ("format", _, _)
+                if text
+                    .as_bytes()
+                    .windows(5)
+                    .any(|run| run.iter().all(u8::is_ascii_digit)) =>
+            {
+                return Err(ErrorKind::OutOfFuel.into());
+            }
+            _ => {}
         }
-        ("removesuffix", Some(text), [affix]) if affix.as_str().is_some() => {
-            let affix = affix.as_str().unwrap_or_default();
-            Ok(text.strip_suffix(affix).unwrap_or(text).into())
-        }
-        _ => minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args),
     }
+    minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
 }
 
 /// Replaces `{% generation %}` … `{% endgeneration %}`, which mark the assistant's words for

@@ -4,6 +4,7 @@ use std::time::UNIX_EPOCH;
 
 use serde_json::{Map, Value, json};
 
+use super::environment::PROBE_FUEL;
 use super::{ChatInput, ChatTemplate};
 
 /// A word that no template prints by itself.
@@ -32,19 +33,34 @@ impl Form {
         // What comes first decides how the rest is rendered, so each finding is kept at once.
         let hello = [json!({"role": "user", "content": "u"})];
         let renders = |template: &ChatTemplate| {
-            template.render_raw(hello.to_vec(), &ChatInput::default(), UNIX_EPOCH).is_ok()
+            template
+                .render_raw(
+                    hello.to_vec(),
+                    &ChatInput::default(),
+                    UNIX_EPOCH,
+                    PROBE_FUEL,
+                )
+                .is_ok()
         };
         if !renders(template) {
             template.form.lists_tools = true;
             template.form.lists_tools = renders(template);
         }
-        template.form = Form { lists_tools: template.form.lists_tools, ..Form::of(template) };
+        template.form = Form {
+            lists_tools: template.form.lists_tools,
+            ..Form::of(template)
+        };
     }
 
     fn of(template: &ChatTemplate) -> Form {
         let render = |messages: Vec<Value>| {
-            let input = ChatInput { add_generation_prompt: true, ..ChatInput::default() };
-            template.render_raw(messages, &input, UNIX_EPOCH).ok()
+            let input = ChatInput {
+                add_generation_prompt: true,
+                ..ChatInput::default()
+            };
+            template
+                .render_raw(messages, &input, UNIX_EPOCH, PROBE_FUEL)
+                .ok()
         };
         let shows = |text: &Option<String>| text.as_ref().is_some_and(|text| text.contains(MARK));
         let user = |content: Value| json!({"role": "user", "content": content});
@@ -61,8 +77,10 @@ impl Form {
             false => json!(text),
         };
 
-        let with_system =
-            render(vec![json!({"role": "system", "content": content(MARK)}), user(content("u"))]);
+        let with_system = render(vec![
+            json!({"role": "system", "content": content(MARK)}),
+            user(content("u")),
+        ]);
         form.merge_system = !shows(&with_system) && render(vec![user(content("u"))]).is_some();
 
         // An assistant that calls a tool, in each form, until one comes out right.
@@ -71,7 +89,11 @@ impl Form {
         let calls_tools = template.source().contains("tool_calls");
         let fits = |&(empty_for_null, text_arguments): &(bool, bool)| {
             let arguments = json!({MARK: "v"});
-            let arguments = if text_arguments { json!(arguments.to_string()) } else { arguments };
+            let arguments = if text_arguments {
+                json!(arguments.to_string())
+            } else {
+                arguments
+            };
             let call = json!({
                 "role": "assistant",
                 "content": if empty_for_null { json!("") } else { Value::Null },
@@ -89,7 +111,8 @@ impl Form {
             })
         };
         let choices = [(false, false), (true, false), (false, true), (true, true)];
-        if let Some(&(empty_for_null, text_arguments)) = choices.iter().find(|choice| fits(choice)) {
+        if let Some(&(empty_for_null, text_arguments)) = choices.iter().find(|choice| fits(choice))
+        {
             form.empty_for_null = empty_for_null;
             form.text_arguments = text_arguments;
         }
@@ -103,8 +126,14 @@ impl Form {
 
     /// OpenAI's messages in this form.
     pub(super) fn apply(&self, messages: &[Value]) -> Vec<Value> {
-        let mut messages: Vec<Value> = messages.iter().map(|message| self.message(message)).collect();
-        if self.merge_system && is_role(messages.first(), "system") && is_role(messages.get(1), "user") {
+        let mut messages: Vec<Value> = messages
+            .iter()
+            .map(|message| self.message(message))
+            .collect();
+        if self.merge_system
+            && is_role(messages.first(), "system")
+            && is_role(messages.get(1), "user")
+        {
             let system = messages.remove(0);
             if let (Some(system), Some(user)) = (text(&system), text(&messages[0])) {
                 messages[0]["content"] = self.content(json!(format!("{system}\n\n{user}")));
@@ -114,7 +143,9 @@ impl Form {
     }
 
     fn message(&self, message: &Value) -> Value {
-        let Value::Object(message) = message else { return message.clone() };
+        let Value::Object(message) = message else {
+            return message.clone();
+        };
         let mut message = message.clone();
         if self.developer_is_system && message.get("role").is_some_and(|role| role == "developer") {
             message["role"] = json!("system");
@@ -151,7 +182,9 @@ impl Form {
     }
 
     fn arguments(&self, function: &mut Map<String, Value>) {
-        let Some(arguments) = function.get_mut("arguments") else { return };
+        let Some(arguments) = function.get_mut("arguments") else {
+            return;
+        };
         match arguments {
             Value::String(text) if !self.text_arguments => {
                 if let Ok(object @ Value::Object(_)) = serde_json::from_str(text) {

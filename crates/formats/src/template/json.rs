@@ -37,7 +37,10 @@ pub(super) fn tojson(
             None => {
                 let width = usize::try_from(indent)?;
                 if width > 64 {
-                    return Err(Error::new(ErrorKind::InvalidOperation, "tojson: indent is at most 64"));
+                    return Err(Error::new(
+                        ErrorKind::InvalidOperation,
+                        "tojson: indent is at most 64",
+                    ));
                 }
                 Some(" ".repeat(width))
             }
@@ -48,7 +51,12 @@ pub(super) fn tojson(
     kwargs.assert_all_used()?;
     let (item, key) = match separators.as_deref() {
         Some([item, key]) => (item.clone(), key.clone()),
-        Some(_) => return Err(Error::new(ErrorKind::InvalidOperation, "tojson: separators is a pair")),
+        Some(_) => {
+            return Err(Error::new(
+                ErrorKind::InvalidOperation,
+                "tojson: separators is a pair",
+            ));
+        }
         None if indent.is_some() => (",".to_owned(), ": ".to_owned()),
         None => (", ".to_owned(), ": ".to_owned()),
     };
@@ -67,13 +75,18 @@ pub(super) fn tojson(
 impl Writer {
     fn value(&mut self, state: &State, value: &Value, depth: usize) -> Result<(), Error> {
         if depth > DEPTH_LIMIT {
-            return Err(Error::new(ErrorKind::InvalidOperation, "tojson: nested too deeply"));
+            return Err(Error::new(
+                ErrorKind::InvalidOperation,
+                "tojson: nested too deeply",
+            ));
         }
         // What is written is paid for as it grows, so that sharing cannot multiply it for free.
         let before = self.out.len();
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),
-            ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Bool => self
+                .out
+                .push_str(if value.is_true() { "true" } else { "false" }),
             ValueKind::Number => self.number(value),
             ValueKind::String => self.string(value.as_str().unwrap_or_default()),
             ValueKind::Seq | ValueKind::Iterable => {
@@ -101,7 +114,9 @@ impl Writer {
                     empty = false;
                     match key.kind() {
                         ValueKind::String => self.string(key.as_str().unwrap_or_default()),
-                        ValueKind::Bool => self.string(if key.is_true() { "true" } else { "false" }),
+                        ValueKind::Bool => {
+                            self.string(if key.is_true() { "true" } else { "false" })
+                        }
                         ValueKind::None => self.string("null"),
                         _ => self.string(&key.to_string()),
                     }
@@ -148,7 +163,8 @@ impl Writer {
         if value.is_integer() {
             let _ = write!(self.out, "{value}");
         } else {
-            self.out.push_str(&float(f64::try_from(value.clone()).unwrap_or(f64::NAN)));
+            self.out
+                .push_str(&float(f64::try_from(value.clone()).unwrap_or(f64::NAN)));
         }
     }
 
@@ -163,7 +179,10 @@ impl Writer {
                 '\t' => self.out.push_str("\\t"),
                 '\u{8}' => self.out.push_str("\\b"),
                 '\u{c}' => self.out.push_str("\\f"),
-                c if (c as u32) < 0x20 || (self.ascii && !c.is_ascii()) || (self.ascii && c == '\u{7f}') => {
+                c if (c as u32) < 0x20
+                    || (self.ascii && !c.is_ascii())
+                    || (self.ascii && c == '\u{7f}') =>
+                {
                     for unit in c.encode_utf16(&mut [0; 2]) {
                         let _ = write!(self.out, "\\u{unit:04x}");
                     }

@@ -4,10 +4,28 @@ use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
-    "November", "December",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
 ];
-const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
+const DAYS: [&str; 7] = [
+    "Sunday",
+    "Monday",
+    "Tuesday",
+    "Wednesday",
+    "Thursday",
+    "Friday",
+    "Saturday",
+];
 
 /// Year, month (1–12), day (1–31) of a day counted from 1 January 1970.
 /// Counts years from March, so that a leap day is a year's last.
@@ -19,7 +37,11 @@ fn civil(days: i64) -> (i64, usize, usize) {
     let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * of_year + 2) / 153;
     let day = of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let month = if month_from_march < 10 {
+        month_from_march + 3
+    } else {
+        month_from_march - 9
+    };
     let year = year_of_era + era * 400 + i64::from(month <= 2);
     (year, month as usize, day as usize)
 }
@@ -85,7 +107,7 @@ pub(super) fn utc(format: &str, time: SystemTime) -> String {
                 None => write!(out, "%-"),
             },
             Some('%') => write!(out, "%"),
-            Some('n') => write!(out, "\n"),
+            Some('n') => writeln!(out),
             Some('t') => write!(out, "\t"),
             Some(other) => write!(out, "%{other}"),
             None => write!(out, "%"),
@@ -105,12 +127,27 @@ mod tests {
         // Right: `datetime.fromtimestamp(t, UTC).strftime(…)` of CPython 3.11.
         let format = "%Y-%m-%d %B %b %A %a %j %H:%M:%S %I %p %y %w %u";
         for (seconds, python) in [
-            (0, "1970-01-01 January Jan Thursday Thu 001 00:00:00 12 AM 70 4 4"),
-            (951_782_400, "2000-02-29 February Feb Tuesday Tue 060 00:00:00 12 AM 00 2 2"),
-            (1_735_689_599, "2024-12-31 December Dec Tuesday Tue 366 23:59:59 11 PM 24 2 2"),
-            (4_107_542_400, "2100-03-01 March Mar Monday Mon 060 00:00:00 12 AM 00 1 1"),
+            (
+                0,
+                "1970-01-01 January Jan Thursday Thu 001 00:00:00 12 AM 70 4 4",
+            ),
+            (
+                951_782_400,
+                "2000-02-29 February Feb Tuesday Tue 060 00:00:00 12 AM 00 2 2",
+            ),
+            (
+                1_735_689_599,
+                "2024-12-31 December Dec Tuesday Tue 366 23:59:59 11 PM 24 2 2",
+            ),
+            (
+                4_107_542_400,
+                "2100-03-01 March Mar Monday Mon 060 00:00:00 12 AM 00 1 1",
+            ),
         ] {
-            assert_eq!(utc(format, UNIX_EPOCH + Duration::from_secs(seconds)), python);
+            assert_eq!(
+                utc(format, UNIX_EPOCH + Duration::from_secs(seconds)),
+                python
+            );
         }
     }
 }

@@ -19,12 +19,17 @@ const SAMPLES: &[&str] = &[
 ];
 
 fn failed(reason: impl Into<String>) -> TokenizerError {
-    TokenizerError::Export { reason: reason.into() }
+    TokenizerError::Export {
+        reason: reason.into(),
+    }
 }
 
 pub(super) fn metadata(tokenizer: &Tokenizer) -> Result<IndexMap<String, Value>, TokenizerError> {
-    let (Some(outline), Encoder::Pipeline(pipeline)) = (&tokenizer.outline, &tokenizer.encoder) else {
-        return Err(failed("it came from a GGUF file; copy that file's metadata"));
+    let (Some(outline), Encoder::Pipeline(pipeline)) = (&tokenizer.outline, &tokenizer.encoder)
+    else {
+        return Err(failed(
+            "it came from a GGUF file; copy that file's metadata",
+        ));
     };
     let mut out = IndexMap::new();
     let mut put = |key: &str, value: Value| {
@@ -32,7 +37,13 @@ pub(super) fn metadata(tokenizer: &Tokenizer) -> Result<IndexMap<String, Value>,
     };
     let decoder = steps(&outline.decoder);
     let byte_level = decoder.iter().any(|step| step["type"] == "ByteLevel");
-    let texts = || tokenizer.tokens.iter().enumerate().map(|(id, token)| text(id, &token.text));
+    let texts = || {
+        tokenizer
+            .tokens
+            .iter()
+            .enumerate()
+            .map(|(id, token)| text(id, &token.text))
+    };
     match outline.model.kind.as_str() {
         "BPE" if byte_level => {
             put("model", "gpt2".into());
@@ -40,20 +51,36 @@ pub(super) fn metadata(tokenizer: &Tokenizer) -> Result<IndexMap<String, Value>,
             put("tokens", texts().collect::<Vec<_>>().into());
             put("token_type", kinds(tokenizer).into());
             let merges = merges(pipeline.inner())?;
-            put("merges", merges.iter().map(|(a, b)| format!("{a} {b}")).collect::<Vec<_>>().into());
+            put(
+                "merges",
+                merges
+                    .iter()
+                    .map(|(a, b)| format!("{a} {b}"))
+                    .collect::<Vec<_>>()
+                    .into(),
+            );
         }
         "BPE" if outline.model.byte_fallback => {
             put("model", "llama".into());
             put("pre", "default".into());
             put("tokens", texts().collect::<Vec<_>>().into());
-            put("scores", scores(tokenizer, &merges(pipeline.inner())?).into());
+            put(
+                "scores",
+                scores(tokenizer, &merges(pipeline.inner())?).into(),
+            );
             put("token_type", kinds(tokenizer).into());
             put("add_space_prefix", space_prefix(outline).into());
         }
         "WordPiece" => {
             put("model", "bert".into());
             put("pre", "default".into());
-            put("tokens", texts().map(|text| phantom(&text)).collect::<Vec<_>>().into());
+            put(
+                "tokens",
+                texts()
+                    .map(|text| phantom(&text))
+                    .collect::<Vec<_>>()
+                    .into(),
+            );
             put("token_type", kinds(tokenizer).into());
         }
         kind => {
@@ -64,14 +91,38 @@ pub(super) fn metadata(tokenizer: &Tokenizer) -> Result<IndexMap<String, Value>,
         }
     }
     let word_pieces = outline.model.kind == "WordPiece";
-    let (first, last) = (tokenizer.before.first().copied(), tokenizer.after.first().copied());
-    let bos = if word_pieces { tokenizer.bos.or(first) } else { tokenizer.bos };
-    let end = if word_pieces { last } else { tokenizer.eos.first().copied() };
+    let (first, last) = (
+        tokenizer.before.first().copied(),
+        tokenizer.after.first().copied(),
+    );
+    let bos = if word_pieces {
+        tokenizer.bos.or(first)
+    } else {
+        tokenizer.bos
+    };
+    let end = if word_pieces {
+        last
+    } else {
+        tokenizer.eos.first().copied()
+    };
     for (key, id) in [
         ("bos_token_id", bos),
-        (if word_pieces { "seperator_token_id" } else { "eos_token_id" }, end),
-        ("eot_token_id", tokenizer.eos.get(1).copied().filter(|_| !word_pieces)),
-        ("eom_token_id", tokenizer.eos.get(2).copied().filter(|_| !word_pieces)),
+        (
+            if word_pieces {
+                "seperator_token_id"
+            } else {
+                "eos_token_id"
+            },
+            end,
+        ),
+        (
+            "eot_token_id",
+            tokenizer.eos.get(1).copied().filter(|_| !word_pieces),
+        ),
+        (
+            "eom_token_id",
+            tokenizer.eos.get(2).copied().filter(|_| !word_pieces),
+        ),
         ("unknown_token_id", tokenizer.unknown),
         ("padding_token_id", tokenizer.padding),
     ] {
@@ -80,12 +131,25 @@ pub(super) fn metadata(tokenizer: &Tokenizer) -> Result<IndexMap<String, Value>,
         }
     }
     if word_pieces && first.is_some() {
-        put("cls_token_id", first.into_iter().next().unwrap_or_default().into());
+        put(
+            "cls_token_id",
+            first.into_iter().next().unwrap_or_default().into(),
+        );
     }
     put("add_bos_token", first.is_some().into());
-    put(if word_pieces { "add_sep_token" } else { "add_eos_token" }, last.is_some().into());
+    put(
+        if word_pieces {
+            "add_sep_token"
+        } else {
+            "add_eos_token"
+        },
+        last.is_some().into(),
+    );
     if let Some(template) = &tokenizer.chat_template {
-        out.insert("tokenizer.chat_template".to_owned(), template.as_str().into());
+        out.insert(
+            "tokenizer.chat_template".to_owned(),
+            template.as_str().into(),
+        );
     }
     check(tokenizer, &Tokenizer::from_metadata(&out)?)?;
     Ok(out)
@@ -95,10 +159,16 @@ pub(super) fn metadata(tokenizer: &Tokenizer) -> Result<IndexMap<String, Value>,
 fn check(tokenizer: &Tokenizer, read: &Tokenizer) -> Result<(), TokenizerError> {
     for sample in SAMPLES {
         for parse_special in [false, true] {
-            let (before, after) =
-                (tokenizer.encode(sample, true, parse_special), read.encode(sample, true, parse_special));
+            let (before, after) = (
+                tokenizer.encode(sample, true, parse_special),
+                read.encode(sample, true, parse_special),
+            );
             if before != after {
-                let at = before.iter().zip(&after).take_while(|(a, b)| a == b).count();
+                let at = before
+                    .iter()
+                    .zip(&after)
+                    .take_while(|(a, b)| a == b)
+                    .count();
                 return Err(failed(format!(
                     "read back, it encodes {sample:?} otherwise from token {at} on; it has rules that the \
                      format does not know. Keep the folder and serve that"
@@ -111,7 +181,11 @@ fn check(tokenizer: &Tokenizer, read: &Tokenizer) -> Result<(), TokenizerError> 
 
 /// A token's text; ids without a token get one of their own.
 fn text(id: usize, text: &str) -> String {
-    if text.is_empty() { format!("[PAD{id}]") } else { text.to_owned() }
+    if text.is_empty() {
+        format!("[PAD{id}]")
+    } else {
+        text.to_owned()
+    }
 }
 
 /// A WordPiece token as GGUF files write it.
@@ -138,7 +212,8 @@ fn merges(inner: &tokenizers::Tokenizer) -> Result<Vec<(String, String)>, Tokeni
         merges: Vec<(String, String)>,
     }
     // The crate shows a model's merges only in its JSON.
-    let json = serde_json::to_value(inner.get_model()).map_err(|error| failed(error.to_string()))?;
+    let json =
+        serde_json::to_value(inner.get_model()).map_err(|error| failed(error.to_string()))?;
     let merges: Merges = serde_json::from_value(json).map_err(|error| failed(error.to_string()))?;
     Ok(merges.merges)
 }
@@ -155,8 +230,12 @@ fn scores(tokenizer: &Tokenizer, merges: &[(String, String)]) -> Vec<f32> {
 
 /// Whether a text gets a space in front.
 fn space_prefix(outline: &Outline) -> bool {
-    let prepends = steps(&outline.normalizer).iter().any(|step| step["type"] == "Prepend");
-    let metaspace = steps(&outline.pre_tokenizer).into_iter().find(|step| step["type"] == "Metaspace");
+    let prepends = steps(&outline.normalizer)
+        .iter()
+        .any(|step| step["type"] == "Prepend");
+    let metaspace = steps(&outline.pre_tokenizer)
+        .into_iter()
+        .find(|step| step["type"] == "Metaspace");
     prepends
         || metaspace.is_some_and(|step| match step["prepend_scheme"].as_str() {
             Some(scheme) => scheme != "never",
@@ -182,7 +261,9 @@ fn pre_tokenizer(outline: &Outline) -> Result<&'static Pre, TokenizerError> {
                     patterns.push(pre::GPT2.to_owned());
                 }
             }
-            Some("Digits") if step["individual_digits"] == true => patterns.push(pre::DIGIT.to_owned()),
+            Some("Digits") if step["individual_digits"] == true => {
+                patterns.push(pre::DIGIT.to_owned())
+            }
             Some("Digits") => patterns.push(r"\p{N}+".to_owned()),
             Some("Split") => {
                 let (pattern, behavior) = (&step["pattern"]["Regex"], &step["behavior"]);
@@ -199,10 +280,14 @@ fn pre_tokenizer(outline: &Outline) -> Result<&'static Pre, TokenizerError> {
             _ => return Err(unnamed(step.to_string())),
         }
     }
-    let fits = |pre: &&Pre| pre.patterns == patterns && pre.ignore_merges == outline.model.ignore_merges;
+    let fits =
+        |pre: &&Pre| pre.patterns == patterns && pre.ignore_merges == outline.model.ignore_merges;
     let same_cuts = |pre: &&Pre| pre.patterns == patterns;
     // Ignoring merges changes nothing where merges lead to every token, so the cuts decide; what
     // is written is compared afterwards.
-    let found = pre::ALL.iter().find(fits).or_else(|| pre::ALL.iter().find(same_cuts));
+    let found = pre::ALL
+        .iter()
+        .find(fits)
+        .or_else(|| pre::ALL.iter().find(same_cuts));
     found.ok_or_else(|| unnamed(format!("with the patterns {patterns:?}")))
 }

@@ -44,7 +44,9 @@ pub(super) fn steps(value: &Value) -> Vec<&Value> {
     match value {
         Value::Null => Vec::new(),
         Value::Object(step) if step.get("type").is_some_and(|kind| kind == "Sequence") => {
-            let inner = ["normalizers", "pretokenizers", "decoders"].iter().find_map(|key| step.get(*key));
+            let inner = ["normalizers", "pretokenizers", "decoders"]
+                .iter()
+                .find_map(|key| step.get(*key));
             let inner = inner.and_then(Value::as_array);
             inner.into_iter().flatten().flat_map(steps).collect()
         }
@@ -87,7 +89,10 @@ impl Templates {
         match self {
             Templates::One(template) => Some(template),
             Templates::Named(mut named) => {
-                let at = named.iter().position(|template| template.name == "default").unwrap_or(0);
+                let at = named
+                    .iter()
+                    .position(|template| template.name == "default")
+                    .unwrap_or(0);
                 (at < named.len()).then(|| named.swap_remove(at).template)
             }
         }
@@ -134,9 +139,14 @@ impl Several {
 
 /// A file's bytes, or nothing if there is no such file.
 fn read(path: &Path) -> Result<Option<Vec<u8>>, TokenizerError> {
-    let failed = |source| TokenizerError::Io { path: path.display().to_string(), source };
+    let failed = |source| TokenizerError::Io {
+        path: path.display().to_string(),
+        source,
+    };
     match std::fs::metadata(path) {
-        Ok(about) if about.len() > SIZE_LIMIT => Err(malformed(path, format!("larger than {SIZE_LIMIT} bytes"))),
+        Ok(about) if about.len() > SIZE_LIMIT => {
+            Err(malformed(path, format!("larger than {SIZE_LIMIT} bytes")))
+        }
         Ok(_) => std::fs::read(path).map(Some).map_err(failed),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(failed(error)),
@@ -144,12 +154,19 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, TokenizerError> {
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, TokenizerError> {
-    let Some(bytes) = read(path)? else { return Ok(None) };
-    serde_json::from_slice(&bytes).map(Some).map_err(|error| malformed(path, error.to_string()))
+    let Some(bytes) = read(path)? else {
+        return Ok(None);
+    };
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|error| malformed(path, error.to_string()))
 }
 
 fn malformed(path: &Path, reason: String) -> TokenizerError {
-    TokenizerError::File { path: path.display().to_string(), reason }
+    TokenizerError::File {
+        path: path.display().to_string(),
+        reason,
+    }
 }
 
 pub(super) fn open(folder: &Path) -> Result<Tokenizer, TokenizerError> {
@@ -165,8 +182,8 @@ pub(super) fn open(folder: &Path) -> Result<Tokenizer, TokenizerError> {
 
     let outline: Outline =
         serde_json::from_slice(&bytes).map_err(|error| malformed(&path, error.to_string()))?;
-    let mut inner =
-        tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| malformed(&path, error.to_string()))?;
+    let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
+        .map_err(|error| malformed(&path, error.to_string()))?;
     drop(bytes);
     if let Some(config) = &config {
         add_missing(&mut inner, config).map_err(|error| malformed(&path, error.to_string()))?;
@@ -174,8 +191,9 @@ pub(super) fn open(folder: &Path) -> Result<Tokenizer, TokenizerError> {
     let (spelling, drops_first_space) = spelling(&outline);
     let tokens = tokens(&inner, &outline, spelling).map_err(|reason| malformed(&path, reason))?;
     let pipeline = Pipeline::new(inner).map_err(|error| malformed(&path, error.to_string()))?;
-    let (mut before, mut after) =
-        pipeline.around().map_err(|error| malformed(&path, error.to_string()))?;
+    let (mut before, mut after) = pipeline
+        .around()
+        .map_err(|error| malformed(&path, error.to_string()))?;
 
     let told = config.is_some();
     let config = config.unwrap_or_default();
@@ -186,19 +204,35 @@ pub(super) fn open(folder: &Path) -> Result<Tokenizer, TokenizerError> {
     let in_range = |id: &u32| (*id as usize) < tokens.len();
     let listed = |which: fn(&Ids) -> &Option<Several>| {
         let both = [which(&generation), which(&model)];
-        both.into_iter().flatten().flat_map(Several::ids).copied().filter(in_range).collect::<Vec<u32>>()
+        both.into_iter()
+            .flatten()
+            .flat_map(Several::ids)
+            .copied()
+            .filter(in_range)
+            .collect::<Vec<u32>>()
     };
     // A tokenizer that says nothing of a BOS token has none, whatever the model was trained with.
-    let bos = find(&config.bos_token, &map.bos_token)
-        .or_else(|| listed(|ids| &ids.bos_token_id).first().copied().filter(|_| !told));
-    let mut eos: Vec<u32> = find(&config.eos_token, &map.eos_token).into_iter().collect();
+    let bos = find(&config.bos_token, &map.bos_token).or_else(|| {
+        listed(|ids| &ids.bos_token_id)
+            .first()
+            .copied()
+            .filter(|_| !told)
+    });
+    let mut eos: Vec<u32> = find(&config.eos_token, &map.eos_token)
+        .into_iter()
+        .collect();
     for id in listed(|ids| &ids.eos_token_id) {
         if !eos.contains(&id) {
             eos.push(id);
         }
     }
     set(&mut before, bos, config.add_bos_token, true);
-    set(&mut after, eos.first().copied(), config.add_eos_token, false);
+    set(
+        &mut after,
+        eos.first().copied(),
+        config.add_eos_token,
+        false,
+    );
 
     let chat_template = match read(&folder.join("chat_template.jinja"))? {
         Some(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
@@ -208,11 +242,15 @@ pub(super) fn open(folder: &Path) -> Result<Tokenizer, TokenizerError> {
         Some(template) => Some(template),
         None => {
             let file: Option<Config> = read_json(&folder.join("chat_template.json"))?;
-            file.and_then(|file| file.chat_template).and_then(Templates::default)
+            file.and_then(|file| file.chat_template)
+                .and_then(Templates::default)
         }
     };
-    let unknown = find(&config.unk_token, &map.unk_token)
-        .or_else(|| pipeline.inner().token_to_id(outline.model.unk_token.as_ref()?));
+    let unknown = find(&config.unk_token, &map.unk_token).or_else(|| {
+        pipeline
+            .inner()
+            .token_to_id(outline.model.unk_token.as_ref()?)
+    });
     let padding = find(&config.pad_token, &map.pad_token);
     Ok(Tokenizer {
         encoder: Encoder::Pipeline(Box::new(pipeline)),
@@ -262,7 +300,12 @@ fn spelling(outline: &Outline) -> (Spelling, bool) {
         return (Spelling::ByteLevel, strips);
     }
     if let Some(step) = step("WordPiece") {
-        return (Spelling::WordPiece { tidy: step["cleanup"] != false }, true);
+        return (
+            Spelling::WordPiece {
+                tidy: step["cleanup"] != false,
+            },
+            true,
+        );
     }
     if let Some(step) = step("Metaspace") {
         let never = step["prepend_scheme"] == "never" || step["add_prefix_space"] == false;
@@ -278,12 +321,20 @@ fn spelling(outline: &Outline) -> (Spelling, bool) {
 }
 
 /// One token for each id.
-fn tokens(inner: &tokenizers::Tokenizer, outline: &Outline, spelling: Spelling) -> Result<Vec<Token>, String> {
+fn tokens(
+    inner: &tokenizers::Tokenizer,
+    outline: &Outline,
+    spelling: Spelling,
+) -> Result<Vec<Token>, String> {
     let vocabulary = inner.get_vocab(true);
     let len = vocabulary.values().max().map_or(0, |&id| id as usize + 1);
     // Ids may have gaps, but a gap must not decide how much memory we take.
     if len > 4 * vocabulary.len() + 65_536 {
-        return Err(format!("{} tokens have ids up to {}", vocabulary.len(), len - 1));
+        return Err(format!(
+            "{} tokens have ids up to {}",
+            vocabulary.len(),
+            len - 1
+        ));
     }
     let added = inner.get_added_tokens_decoder();
     let mut tokens: Vec<Token> = Vec::new();

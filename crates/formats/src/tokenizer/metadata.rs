@@ -17,9 +17,26 @@ use crate::gguf::{Array, Value};
 /// Tokens that end a turn or a text in one model or another, whatever a file says of them;
 /// llama.cpp's list.
 const ENDS: &[&str] = &[
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
-    "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
-    "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "</s>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+    "<eos>",
+    "<turn|>",
+    "<|tool_response>",
     "<｜end▁of▁sentence｜>",
 ];
 
@@ -35,7 +52,10 @@ impl<'a> Metadata<'a> {
     }
 
     fn error(name: &str, problem: &'static str) -> TokenizerError {
-        TokenizerError::Key { key: Self::key(name), problem }
+        TokenizerError::Key {
+            key: Self::key(name),
+            problem,
+        }
     }
 
     fn get(&self, name: &str) -> Option<&'a Value> {
@@ -51,7 +71,9 @@ impl<'a> Metadata<'a> {
     }
 
     fn strings(&self, name: &str) -> Result<&'a [String], TokenizerError> {
-        let value = self.get(name).ok_or_else(|| Self::error(name, "is missing"))?;
+        let value = self
+            .get(name)
+            .ok_or_else(|| Self::error(name, "is missing"))?;
         let strings = value.as_array().and_then(Array::strings);
         strings.ok_or_else(|| Self::error(name, "is not an array of strings"))
     }
@@ -64,14 +86,25 @@ impl<'a> Metadata<'a> {
 }
 
 fn failed(error: impl std::fmt::Display) -> TokenizerError {
-    TokenizerError::Vocabulary { reason: error.to_string() }
+    TokenizerError::Vocabulary {
+        reason: error.to_string(),
+    }
 }
 
 pub(super) fn build(metadata: &IndexMap<String, Value>) -> Result<Tokenizer, TokenizerError> {
-    let name = metadata.get("general.name").and_then(Value::as_str).unwrap_or_default().to_lowercase();
-    let chat_template = metadata.get("tokenizer.chat_template").and_then(Value::as_str).map(str::to_owned);
+    let name = metadata
+        .get("general.name")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_lowercase();
+    let chat_template = metadata
+        .get("tokenizer.chat_template")
+        .and_then(Value::as_str)
+        .map(str::to_owned);
     let metadata = Metadata(metadata);
-    let model = metadata.text("model").ok_or_else(|| Metadata::error("model", "is missing"))?;
+    let model = metadata
+        .text("model")
+        .ok_or_else(|| Metadata::error("model", "is missing"))?;
     let texts = metadata.strings("tokens")?;
     if texts.is_empty() || u32::try_from(texts.len()).is_err() {
         return Err(Metadata::error("tokens", "is empty or too long"));
@@ -128,14 +161,27 @@ pub(super) fn build(metadata: &IndexMap<String, Value>) -> Result<Tokenizer, Tok
             bos = id("cls").or(id("bos")).or(within(101));
             defaults = (true, true);
             // Sic: the format's own spelling.
-            eos = id("seperator").or(id("separator")).or(id("eos")).or(within(102)).into_iter().collect();
+            eos = id("seperator")
+                .or(id("separator"))
+                .or(id("eos"))
+                .or(within(102))
+                .into_iter()
+                .collect();
             Encoder::Pipeline(Box::new(word_pieces(texts, &mut kinds, unknown)?))
         }
-        other => return Err(TokenizerError::Model { model: other.to_owned() }),
+        other => {
+            return Err(TokenizerError::Model {
+                model: other.to_owned(),
+            });
+        }
     };
 
     let tokens = texts.iter().zip(&kinds).map(|(text, &kind)| {
-        let text = if model == "bert" { word_piece(text) } else { text.clone() };
+        let text = if model == "bert" {
+            word_piece(text)
+        } else {
+            text.clone()
+        };
         Token::new(text, kind, spelling)
     });
     let adds_bos = metadata.flag("add_bos_token").unwrap_or(defaults.0);
@@ -147,7 +193,12 @@ pub(super) fn build(metadata: &IndexMap<String, Value>) -> Result<Tokenizer, Tok
         encoder,
         tokens: tokens.collect(),
         before: bos.filter(|_| adds_bos).into_iter().collect(),
-        after: eos.first().copied().filter(|_| adds_eos).into_iter().collect(),
+        after: eos
+            .first()
+            .copied()
+            .filter(|_| adds_eos)
+            .into_iter()
+            .collect(),
         bos,
         eos,
         unknown,
@@ -159,13 +210,16 @@ pub(super) fn build(metadata: &IndexMap<String, Value>) -> Result<Tokenizer, Tok
 }
 
 fn kinds(metadata: &Metadata, tokens: usize) -> Result<Vec<Kind>, TokenizerError> {
-    let Some(value) = metadata.get("token_type") else { return Ok(vec![Kind::Normal; tokens]) };
+    let Some(value) = metadata.get("token_type") else {
+        return Ok(vec![Kind::Normal; tokens]);
+    };
     let kinds: Option<Vec<Kind>> = match value.as_array() {
         Some(Array::I32(kinds)) => Some(kinds.iter().map(|&kind| Kind::of(kind)).collect()),
         Some(Array::U32(kinds)) => Some(kinds.iter().map(|&kind| Kind::of(kind as i32)).collect()),
         _ => None,
     };
-    let kinds = kinds.ok_or_else(|| Metadata::error("token_type", "is not an array of 32-bit integers"))?;
+    let kinds =
+        kinds.ok_or_else(|| Metadata::error("token_type", "is not an array of 32-bit integers"))?;
     if kinds.len() != tokens {
         return Err(Metadata::error("token_type", "has not one entry a token"));
     }
@@ -173,7 +227,9 @@ fn kinds(metadata: &Metadata, tokens: usize) -> Result<Vec<Kind>, TokenizerError
 }
 
 fn scores(metadata: &Metadata, tokens: usize) -> Result<Vec<f32>, TokenizerError> {
-    let Some(value) = metadata.get("scores") else { return Ok(vec![0.0; tokens]) };
+    let Some(value) = metadata.get("scores") else {
+        return Ok(vec![0.0; tokens]);
+    };
     let scores = value.as_array().and_then(Array::f32s);
     let scores = scores.ok_or_else(|| Metadata::error("scores", "is not an array of f32"))?;
     if scores.len() != tokens {
@@ -186,7 +242,10 @@ fn scores(metadata: &Metadata, tokens: usize) -> Result<Vec<f32>, TokenizerError
 /// a file says otherwise.
 fn add_ends(eos: &mut Vec<u32>, metadata: &Metadata, texts: &[String], kinds: &mut [Kind]) {
     let told = ["eot", "eom"].map(|name| metadata.id(name, texts.len()));
-    let known = texts.iter().enumerate().filter(|(_, text)| ENDS.contains(&text.as_str()));
+    let known = texts
+        .iter()
+        .enumerate()
+        .filter(|(_, text)| ENDS.contains(&text.as_str()));
     let known: Vec<u32> = known.map(|(id, _)| id as u32).collect();
     let has = |token: &str| known.iter().any(|&id| texts[id as usize] == token);
     // In these vocabularies `<|end|>` ends a message within a turn, and `</s>` is a word of HTML.
@@ -207,11 +266,14 @@ fn add_ends(eos: &mut Vec<u32>, metadata: &Metadata, texts: &[String], kinds: &m
 
 /// The tokens that are found in a text before it is cut.
 fn added(texts: &[String], kinds: &[Kind]) -> Vec<AddedToken> {
-    let tokens = texts.iter().zip(kinds).filter_map(|(text, kind)| match kind {
-        Kind::Control | Kind::Unknown => Some(AddedToken::from(text, true)),
-        Kind::UserDefined => Some(AddedToken::from(text, false).normalized(false)),
-        _ => None,
-    });
+    let tokens = texts
+        .iter()
+        .zip(kinds)
+        .filter_map(|(text, kind)| match kind {
+            Kind::Control | Kind::Unknown => Some(AddedToken::from(text, true)),
+            Kind::UserDefined => Some(AddedToken::from(text, false).normalized(false)),
+            _ => None,
+        });
     tokens.collect()
 }
 
@@ -230,9 +292,23 @@ fn byte_level(
             Some((merge[..space].to_owned(), merge[space + 1..].to_owned()))
         })
         .collect();
-    let merges = merges.ok_or_else(|| Metadata::error("merges", "has an entry that is not a pair"))?;
-    let vocabulary: tokenizers::models::bpe::Vocab =
-        texts.iter().enumerate().map(|(id, text)| (text.clone(), id as u32)).collect();
+    let merges =
+        merges.ok_or_else(|| Metadata::error("merges", "has an entry that is not a pair"))?;
+    let vocabulary: tokenizers::models::bpe::Vocab = texts
+        .iter()
+        .enumerate()
+        .map(|(id, text)| (text.clone(), id as u32))
+        .collect();
+    // The crate panics on a merge into more bytes than any token has.
+    if merges
+        .iter()
+        .any(|(left, right)| !vocabulary.contains_key(&format!("{left}{right}")))
+    {
+        return Err(Metadata::error(
+            "merges",
+            "has an entry that makes no token",
+        ));
+    }
     let model = BPE::builder()
         .vocab_and_merges(vocabulary, merges)
         .ignore_merges(pre.ignore_merges)
@@ -262,16 +338,28 @@ fn word_pieces(
     kinds[unknown as usize] = Kind::Unknown;
     let texts: Vec<String> = texts.iter().map(|text| word_piece(text)).collect();
     // A GGUF file does not say whether case matters; a vocabulary without capitals does.
-    let mut words = texts.iter().zip(&*kinds).filter(|(_, kind)| **kind == Kind::Normal);
-    let lowercase = !words.any(|(text, _)| !text.starts_with('[') && text.contains(|c: char| c.is_ascii_uppercase()));
+    let mut words = texts
+        .iter()
+        .zip(&*kinds)
+        .filter(|(_, kind)| **kind == Kind::Normal);
+    let lowercase = !words
+        .any(|(text, _)| !text.starts_with('[') && text.contains(|c: char| c.is_ascii_uppercase()));
     let model = WordPiece::builder()
-        .vocab(texts.iter().enumerate().map(|(id, text)| (text.clone(), id as u32)).collect::<tokenizers::models::bpe::Vocab>())
+        .vocab(
+            texts
+                .iter()
+                .enumerate()
+                .map(|(id, text)| (text.clone(), id as u32))
+                .collect::<tokenizers::models::bpe::Vocab>(),
+        )
         .unk_token(texts[unknown as usize].clone())
         .build()
         .map_err(failed)?;
     debug_assert!(model.token_to_id(&texts[unknown as usize]).is_some());
     let mut inner = tokenizers::Tokenizer::new(model);
-    inner.with_normalizer(Some(BertNormalizer::new(true, true, None, lowercase))).map_err(failed)?;
+    inner
+        .with_normalizer(Some(BertNormalizer::new(true, true, None, lowercase)))
+        .map_err(failed)?;
     inner.with_pre_tokenizer(Some(BertPreTokenizer));
     inner.add_tokens(added(&texts, kinds)).map_err(failed)?;
     Pipeline::new(inner).map_err(failed)

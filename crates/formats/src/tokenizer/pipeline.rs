@@ -37,14 +37,21 @@ impl Pipeline {
     }
 
     fn pieces(&self, text: &str, parse_special: bool) -> tokenizers::Result<Vec<u32>> {
-        let added = if parse_special { self.inner.get_added_vocabulary() } else { &self.plain };
+        let added = if parse_special {
+            self.inner.get_added_vocabulary()
+        } else {
+            &self.plain
+        };
         let mut pieces = added.extract_and_normalize(self.inner.get_normalizer(), text);
         if let Some(pre_tokenizer) = self.inner.get_pre_tokenizer() {
             pre_tokenizer.pre_tokenize(&mut pieces)?;
         }
         let model = self.inner.get_model();
         pieces.tokenize(|piece| model.tokenize(piece.get()))?;
-        Ok(pieces.into_encoding(None, 0, OffsetType::None)?.get_ids().to_vec())
+        Ok(pieces
+            .into_encoding(None, 0, OffsetType::None)?
+            .get_ids()
+            .to_vec())
     }
 
     /// What the post-processor puts before and after a text.
@@ -52,8 +59,12 @@ impl Pipeline {
         let encode = |special| self.inner.encode_fast("a", special);
         let (bare, whole) = (encode(false)?, encode(true)?);
         let (bare, whole) = (bare.get_ids(), whole.get_ids());
-        let at = whole.windows(bare.len().max(1)).position(|window| window == bare);
-        let Some(at) = at else { return Ok((Vec::new(), Vec::new())) };
+        let at = whole
+            .windows(bare.len().max(1))
+            .position(|window| window == bare);
+        let Some(at) = at else {
+            return Ok((Vec::new(), Vec::new()));
+        };
         Ok((whole[..at].to_vec(), whole[at + bare.len()..].to_vec()))
     }
 }

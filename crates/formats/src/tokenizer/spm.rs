@@ -47,7 +47,10 @@ struct Finder {
 
 impl Finder {
     fn new(tokens: Vec<(String, u32)>) -> Result<Finder, aho_corasick::BuildError> {
-        let tokens: Vec<_> = tokens.into_iter().filter(|(text, _)| !text.is_empty()).collect();
+        let tokens: Vec<_> = tokens
+            .into_iter()
+            .filter(|(text, _)| !text.is_empty())
+            .collect();
         let automaton = match tokens.is_empty() {
             true => None,
             false => Some(
@@ -56,7 +59,10 @@ impl Finder {
                     .build(tokens.iter().map(|(text, _)| text))?,
             ),
         };
-        Ok(Finder { automaton, ids: tokens.into_iter().map(|(_, id)| id).collect() })
+        Ok(Finder {
+            automaton,
+            ids: tokens.into_iter().map(|(_, id)| id).collect(),
+        })
     }
 }
 
@@ -91,7 +97,9 @@ impl PartialOrd for Pair {
 
 impl Ord for Pair {
     fn cmp(&self, other: &Pair) -> Ordering {
-        self.score.total_cmp(&other.score).then(self.left.cmp(&other.left))
+        self.score
+            .total_cmp(&other.score)
+            .then(self.left.cmp(&other.left))
     }
 }
 
@@ -129,7 +137,17 @@ impl Spm {
             }
         }
         let (plain, special) = (Finder::new(plain)?, Finder::new(special)?);
-        Ok(Spm { ids, scores, kinds, bytes, unknown, longest, settings, plain, special })
+        Ok(Spm {
+            ids,
+            scores,
+            kinds,
+            bytes,
+            unknown,
+            longest,
+            settings,
+            plain,
+            special,
+        })
     }
 
     /// The id of a token as the vocabulary writes it.
@@ -139,10 +157,18 @@ impl Spm {
 
     /// Ids of a text, nothing put around it.
     pub(super) fn encode(&self, text: &str, parse_special: bool) -> Vec<u32> {
-        let finder = if parse_special { &self.special } else { &self.plain };
+        let finder = if parse_special {
+            &self.special
+        } else {
+            &self.plain
+        };
         let single_spaced;
         let text = if self.settings.single_spaces {
-            single_spaced = text.split(' ').filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
+            single_spaced = text
+                .split(' ')
+                .filter(|word| !word.is_empty())
+                .collect::<Vec<_>>()
+                .join(" ");
             &single_spaced
         } else {
             text
@@ -175,7 +201,11 @@ impl Spm {
             return None;
         }
         let id = *self.ids.get(text)?;
-        matches!(self.kinds[id as usize], Kind::Normal | Kind::Unused | Kind::UserDefined).then_some(id)
+        matches!(
+            self.kinds[id as usize],
+            Kind::Normal | Kind::Unused | Kind::UserDefined
+        )
+        .then_some(id)
     }
 
     /// Appends the ids of a text without special tokens. Time is n log n in its characters.
@@ -188,7 +218,11 @@ impl Spm {
             spelt.push_str(SPACE);
         }
         for c in text.chars() {
-            if c == ' ' { spelt.push_str(SPACE) } else { spelt.push(c) }
+            if c == ' ' {
+                spelt.push_str(SPACE)
+            } else {
+                spelt.push(c)
+            }
         }
         let text = spelt.as_str();
 
@@ -209,20 +243,26 @@ impl Spm {
         let mut queue = BinaryHeap::new();
         // Where a token that may not be put out came from: the length of its left part.
         let mut unused: HashMap<&str, usize> = HashMap::new();
-        let mut offer = |symbols: &[Symbol], queue: &mut BinaryHeap<Pair>, left: usize, right: usize| {
-            if left == NONE || right == NONE {
-                return;
-            }
-            let (l, r) = (symbols[left], symbols[right]);
-            let joined = &text[l.start..r.start + r.len];
-            if let Some(id) = self.mergeable(joined) {
-                if self.kinds[id as usize] == Kind::Unused {
-                    unused.insert(joined, l.len);
+        let mut offer =
+            |symbols: &[Symbol], queue: &mut BinaryHeap<Pair>, left: usize, right: usize| {
+                if left == NONE || right == NONE {
+                    return;
                 }
-                let score = self.scores[id as usize];
-                queue.push(Pair { score, left: Reverse(left), right, len: joined.len() });
-            }
-        };
+                let (l, r) = (symbols[left], symbols[right]);
+                let joined = &text[l.start..r.start + r.len];
+                if let Some(id) = self.mergeable(joined) {
+                    if self.kinds[id as usize] == Kind::Unused {
+                        unused.insert(joined, l.len);
+                    }
+                    let score = self.scores[id as usize];
+                    queue.push(Pair {
+                        score,
+                        left: Reverse(left),
+                        right,
+                        len: joined.len(),
+                    });
+                }
+            };
         for left in 0..symbols.len() - 1 {
             offer(&symbols, &mut queue, left, left + 1);
         }
@@ -258,7 +298,10 @@ impl Spm {
     }
 
     fn spell(&self, part: &str, ids: &mut Vec<u32>) {
-        let bytes: Option<Vec<u32>> = part.bytes().map(|byte| self.bytes[usize::from(byte)]).collect();
+        let bytes: Option<Vec<u32>> = part
+            .bytes()
+            .map(|byte| self.bytes[usize::from(byte)])
+            .collect();
         match bytes {
             Some(bytes) => ids.extend(bytes),
             None => ids.extend(self.unknown),

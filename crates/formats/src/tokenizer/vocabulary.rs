@@ -58,7 +58,11 @@ pub(super) struct Token {
 impl Token {
     pub(super) fn new(text: String, kind: Kind, spelling: Spelling) -> Token {
         let bytes = bytes(&text, kind, spelling).into_boxed_slice();
-        Token { text: text.into_boxed_str(), bytes, kind }
+        Token {
+            text: text.into_boxed_str(),
+            bytes,
+            kind,
+        }
     }
 }
 
@@ -66,7 +70,9 @@ fn bytes(text: &str, kind: Kind, spelling: Spelling) -> Vec<u8> {
     match (kind, spelling) {
         (Kind::Control | Kind::Unknown, _) => Vec::new(),
         (Kind::UserDefined, Spelling::ByteLevel) => text.as_bytes().to_vec(),
-        (_, Spelling::ByteLevel) => alphabet::bytes(text).unwrap_or_else(|| text.as_bytes().to_vec()),
+        (_, Spelling::ByteLevel) => {
+            alphabet::bytes(text).unwrap_or_else(|| text.as_bytes().to_vec())
+        }
         (_, Spelling::SentencePiece) => match spm::byte(text) {
             Some(byte) if kind == Kind::Byte => vec![byte],
             _ => text.replace('\u{2581}', " ").into_bytes(),
@@ -85,8 +91,17 @@ fn bytes(text: &str, kind: Kind, spelling: Spelling) -> Vec<u8> {
 fn tidied(text: &str) -> String {
     let mut text = text.to_owned();
     for (from, to) in [
-        (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"),
-        (" do not", " don't"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"),
+        (" .", "."),
+        (" ?", "?"),
+        (" !", "!"),
+        (" ,", ","),
+        (" ' ", "'"),
+        (" n't", "n't"),
+        (" 'm", "'m"),
+        (" do not", " don't"),
+        (" 's", "'s"),
+        (" 've", "'ve"),
+        (" 're", "'re"),
     ] {
         text = text.replace(from, to);
     }
