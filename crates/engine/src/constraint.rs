@@ -60,10 +60,8 @@ impl Grammars {
             )));
         }
         let grammar = match constraint {
-            Constraint::JsonObject => {
-                TopLevelGrammar::from_json_schema(serde_json::json!({ "type": "object" }))
-            }
-            Constraint::JsonSchema(schema) => TopLevelGrammar::from_json_schema(schema.clone()),
+            Constraint::JsonObject => json(&serde_json::json!({ "type": "object" })),
+            Constraint::JsonSchema(schema) => json(schema),
             Constraint::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
             Constraint::Regex(text) => TopLevelGrammar::from_regex(text),
         };
@@ -110,6 +108,20 @@ impl Vocabulary {
         };
         Ok(factory)
     }
+}
+
+/// White space between the parts of JSON: a blank, or a line end and an indentation. Without a
+/// bound a weak model may write nothing else until its tokens are used up.
+const JSON_SPACE: &str = r"[ \t]|\r?\n[ \t]{0,32}";
+
+/// The language of a schema; `x-guidance`, llguidance's own options, may stand in it.
+fn json(schema: &serde_json::Value) -> TopLevelGrammar {
+    let mut schema = schema.clone();
+    if let Some(map) = schema.as_object_mut() {
+        map.entry("x-guidance")
+            .or_insert_with(|| serde_json::json!({ "whitespace_pattern": JSON_SPACE }));
+    }
+    TopLevelGrammar::from_json_schema(schema)
 }
 
 /// Each token's bytes as the trie wants them, one for each logit, and the ids that end a text.
