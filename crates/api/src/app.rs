@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use sedge_engine::Sampling;
 use tokio::sync::Semaphore;
 
 use crate::error::ApiError;
@@ -100,11 +99,6 @@ impl ServedModel {
             self.name
         );
         Err(ApiError::invalid("model", message))
-    }
-
-    /// The model's sampling, where a request says nothing.
-    pub(crate) fn sampling(&self) -> &Sampling {
-        &self.defaults
     }
 }
 

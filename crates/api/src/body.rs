@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{BodyDataStream, HttpBody};
 use axum::extract::Request;
 use axum::http::{HeaderMap, header};
 use futures_util::StreamExt;
@@ -13,6 +13,8 @@ use crate::openai::fields::Fields;
 
 /// The whole body must have arrived by then.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the rest of a body that is too large is read and forgotten.
+const FORGET: Duration = Duration::from_secs(2);
 
 /// The request's JSON object.
 ///
@@ -22,16 +24,29 @@ pub(crate) async fn json(app: &App, request: Request) -> Result<Fields, ApiError
     if !is_json(request.headers()) {
         return Err(ApiError::MediaType);
     }
-    let reading = tokio::time::timeout(BODY_TIMEOUT, read(app, request.into_body()));
-    let value = reading
-        .await
-        .map_err(|_| ApiError::BodyTimeout(BODY_TIMEOUT.as_secs()))??;
-    Fields::open("", value)
+    // Such a client sends nothing before its body is asked for.
+    let asks_first = request.headers().contains_key(header::EXPECT);
+    let body = request.into_body();
+    let too_large = body.size_hint().lower() > app.config.max_body as u64;
+    let mut chunks = body.into_data_stream();
+    let read = async {
+        match too_large {
+            true => Err(ApiError::BodyTooLarge(app.config.max_body)),
+            false => read(app, &mut chunks).await,
+        }
+    };
+    let read = tokio::time::timeout(BODY_TIMEOUT, read).await;
+    let value = read.map_err(|_| ApiError::BodyTimeout(BODY_TIMEOUT.as_secs()))?;
+    if matches!(value, Err(ApiError::BodyTooLarge(_))) && !asks_first {
+        // Closing a connection on which bytes still come would take the answer with it.
+        let forget = async { while let Some(Ok(_)) = chunks.next().await {} };
+        let _ = tokio::time::timeout(FORGET, forget).await;
+    }
+    Fields::open("", value?)
 }
 
-async fn read(app: &App, body: Body) -> Result<serde_json::Value, ApiError> {
+async fn read(app: &App, chunks: &mut BodyDataStream) -> Result<serde_json::Value, ApiError> {
     let most = app.config.max_body;
-    let mut chunks = body.into_data_stream();
     let mut bytes = Vec::new();
     // Nothing is waited for while a share is held, so that readers cannot block each other.
     let mut share = app

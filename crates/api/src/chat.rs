@@ -34,7 +34,7 @@ pub(crate) async fn create(
     let mut fields = body::json(&app, request).await?;
     let (model, served) = app.requested_model(&mut fields)?;
     served.must_generate()?;
-    let request = ChatRequest::read(fields, served.sampling())?;
+    let request = ChatRequest::read(fields, &served.defaults)?;
     let (stream, include_usage) = (request.options.stream, request.options.include_usage);
     let chat = aside(move || Chat::start(app, model, request)).await?;
     if stream {

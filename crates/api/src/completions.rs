@@ -26,7 +26,7 @@ pub(crate) async fn create(
     let mut fields = body::json(&app, request).await?;
     let (model, served) = app.requested_model(&mut fields)?;
     served.must_generate()?;
-    let request = CompletionRequest::read(fields, served.sampling())?;
+    let request = CompletionRequest::read(fields, &served.defaults)?;
     let (stream, include_usage) = (request.options.stream, request.options.include_usage);
     let completion = aside(move || Completion::start(app, model, &request)).await?;
     if stream {

@@ -5,7 +5,7 @@ use sedge_formats::tokenizer::Tokenizer;
 use serde_json::{Map, Value, json};
 
 use crate::error::ApiError;
-use crate::openai::chat::{ChatRequest, Message, PastCall, Role};
+use crate::openai::chat::{ChatRequest, Message, PastCall};
 use crate::openai::completions::Prompt;
 use crate::openai::tools::{Tool, ToolChoice};
 use crate::server::ServedModel;
@@ -60,72 +60,27 @@ pub(crate) fn of_input(tokenizer: &Tokenizer, prompt: &Prompt) -> Vec<u32> {
     }
 }
 
-/// How a call's arguments appear to the template: templates disagree.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Arguments {
-    /// As values, which most templates write with `tojson`.
-    Values,
-    /// As JSON text, which some append to other text.
-    Text,
-}
-
-/// Renders the chat the way its template can take: what it refuses is offered in other forms, and
-/// the first refusal is the error when none is taken.
+/// Renders the chat; the template gets the tools in its own way or, if it has none, in words.
 fn render(template: &ChatTemplate, chat: &ChatRequest) -> Result<String, TemplateError> {
-    let offered: &[Tool] = if chat.tool_choice == ToolChoice::None {
-        &[]
-    } else {
-        &chat.tools
+    let offered: &[Tool] = match chat.tool_choice {
+        ToolChoice::None => &[],
+        _ => &chat.tools,
     };
     let (messages, tools) = if template.supports_tools() {
         (chat.messages.clone(), offered)
     } else {
         (describe::in_words(&chat.messages, offered), &[][..])
     };
-    let try_render = |messages: &[Message], arguments| {
-        template.render(&ChatInput {
-            messages: messages
-                .iter()
-                .map(|message| value(message, arguments))
-                .collect(),
-            tools: tools.iter().map(|tool| tool.json.clone()).collect(),
-            add_generation_prompt: true,
-            extra: chat.template.clone(),
-        })
-    };
-    let first = match try_render(&messages, Arguments::Values) {
-        Ok(text) => return Ok(text),
-        Err(error) => error,
-    };
-    let called = messages.iter().any(|message| !message.calls.is_empty());
-    if called && let Ok(text) = try_render(&messages, Arguments::Text) {
-        return Ok(text);
-    }
-    // Some templates know no system message, so that the user says it.
-    if matches!(first, TemplateError::Refused(_))
-        && let Some(merged) = system_into_user(&messages)
-        && let Ok(text) = try_render(&merged, Arguments::Values)
-    {
-        return Ok(text);
-    }
-    Err(first)
+    template.render(&ChatInput {
+        messages: messages.iter().map(value).collect(),
+        tools: tools.iter().map(|tool| tool.json.clone()).collect(),
+        add_generation_prompt: true,
+        extra: chat.template.clone(),
+    })
 }
 
-/// The messages with a leading system message put before the first user's words.
-fn system_into_user(messages: &[Message]) -> Option<Vec<Message>> {
-    let (system, rest) = messages
-        .split_first()
-        .filter(|(first, _)| first.role == Role::System)?;
-    let mut merged = rest.to_vec();
-    let user = merged
-        .first_mut()
-        .filter(|message| message.role == Role::User)?;
-    user.text = format!("{}\n\n{}", system.text, user.text);
-    Some(merged)
-}
-
-/// A message as templates read it.
-fn value(message: &Message, arguments: Arguments) -> Value {
+/// A message as OpenAI has it, but for its text in one piece.
+fn value(message: &Message) -> Value {
     let mut map = Map::new();
     map.insert("role".into(), message.role.name().into());
     map.insert("content".into(), message.text.clone().into());
@@ -140,25 +95,16 @@ fn value(message: &Message, arguments: Arguments) -> Value {
         }
     }
     if !message.calls.is_empty() {
-        let calls = message
-            .calls
-            .iter()
-            .map(|call| call_value(call, arguments))
-            .collect();
-        map.insert("tool_calls".into(), Value::Array(calls));
+        let call = |call: &PastCall| {
+            let function = json!({"name": call.name, "arguments": call.arguments});
+            json!({"id": call.id, "type": "function", "function": function})
+        };
+        map.insert(
+            "tool_calls".into(),
+            message.calls.iter().map(call).collect(),
+        );
     }
     Value::Object(map)
-}
-
-fn call_value(call: &PastCall, arguments: Arguments) -> Value {
-    let parsed = match arguments {
-        Arguments::Values => serde_json::from_str::<Map<String, Value>>(&call.arguments)
-            .ok()
-            .map(Value::Object),
-        Arguments::Text => None,
-    };
-    let arguments = parsed.unwrap_or_else(|| call.arguments.clone().into());
-    json!({"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}})
 }
 
 #[cfg(test)]
@@ -167,10 +113,6 @@ mod tests {
 
     use super::*;
     use crate::openai::fields::Fields;
-
-    const CHATML: &str = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% for c in m.tool_calls or [] %}\
-                          [{{ c.function.name }} {{ c.function.arguments }}]{% endfor %}{% endfor %}\
-                          {% if add_generation_prompt %}<|assistant|>{% endif %}";
 
     fn chat(request: Value) -> ChatRequest {
         ChatRequest::read(Fields::open("", request).unwrap(), &Sampling::default()).unwrap()
@@ -219,28 +161,16 @@ mod tests {
     }
 
     #[test]
-    fn arguments_are_offered_as_text_where_values_fail() {
-        let needs_text = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ '->' + c.function.arguments }}\
-                          {% endfor %}{% endfor %}{# tools #}{% if tools %}{% endif %}";
-        let request = json!({"messages": [{"role": "assistant", "tool_calls": [
-            {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}}]}]});
-        assert_eq!(rendered(needs_text, request).unwrap(), "->{\"a\": 1}");
-    }
-
-    #[test]
-    fn a_refused_system_message_becomes_the_users_words() {
-        let refusing =
-            "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-                .to_string();
-        let request = json!({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]});
-        assert_eq!(
-            rendered(&(refusing.clone() + CHATML), request).unwrap(),
-            "<|user|>s\n\nu<|assistant|>"
-        );
-        let request = json!({"messages": [{"role": "system", "content": "s"}]});
-        assert!(matches!(
-            rendered(&(refusing + CHATML), request),
-            Err(TemplateError::Refused(_))
-        ));
+    fn a_template_with_tools_gets_them_and_past_calls_as_they_are() {
+        let template = "{{ tools | length }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\
+                        {% for c in m.tool_calls or [] %}[{{ c.function.name }} {{ c.function.arguments | tojson }}]\
+                        {% endfor %}{% endfor %}";
+        let request = json!({
+            "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "tool_calls": [
+                {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}}]}],
+            "tools": [{"type": "function", "function": {"name": "f"}}],
+        });
+        let text = rendered(template, request).unwrap();
+        assert_eq!(text, "1<|user|>hi<|assistant|>[f {\"a\": 1}]");
     }
 }

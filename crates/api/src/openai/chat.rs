@@ -70,8 +70,10 @@ impl ChatRequest {
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// `system`, and `developer`, its newer name.
+    /// `system`.
     System,
+    /// `developer`, the newer name of `system`, which some templates know.
+    Developer,
     /// `user`.
     User,
     /// `assistant`.
@@ -85,6 +87,7 @@ impl Role {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Role::System => "system",
+            Role::Developer => "developer",
             Role::User => "user",
             Role::Assistant => "assistant",
             Role::Tool => "tool",
@@ -139,7 +142,8 @@ fn messages(fields: &mut Fields) -> Result<Vec<Message>, ApiError> {
 fn message(path: String, value: Value) -> Result<Message, ApiError> {
     let mut fields = Fields::open(path, value)?;
     let role = match fields.required_string("role")?.as_str() {
-        "system" | "developer" => Role::System,
+        "system" => Role::System,
+        "developer" => Role::Developer,
         "user" => Role::User,
         "assistant" => Role::Assistant,
         "tool" => Role::Tool,
@@ -338,7 +342,7 @@ mod tests {
             "user": "u", "metadata": {}, "store": false
         }))
         .unwrap();
-        assert_eq!(request.messages[0].role, Role::System);
+        assert_eq!(request.messages[0].role, Role::Developer);
         assert_eq!(request.messages[1].text, "a\nb");
         assert_eq!(request.messages[2].calls[0].name, "f");
         assert_eq!(request.messages[3].call_id.as_deref(), Some("call_1"));

@@ -14,7 +14,10 @@ pub(crate) fn in_words(messages: &[Message], tools: &[Tool]) -> Vec<Message> {
         return told;
     }
     let description = description(tools);
-    match told.first_mut().filter(|first| first.role == Role::System) {
+    match told
+        .first_mut()
+        .filter(|first| matches!(first.role, Role::System | Role::Developer))
+    {
         Some(system) => system.text = format!("{}\n\n{description}", system.text),
         None => told.insert(0, message(Role::System, description)),
     }
