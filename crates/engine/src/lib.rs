@@ -19,6 +19,7 @@ mod sample;
 mod scripted;
 mod sequence;
 mod shared;
+mod softmax;
 mod step;
 mod stop;
 

@@ -1,6 +1,7 @@
 //! Log-probabilities of a row of logits, before temperature and filters.
 
 use crate::Logprob;
+use crate::softmax::log_total;
 
 /// A row that says nothing: a logit is not a number or infinite, or no token is left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -36,8 +37,7 @@ pub(crate) fn peak(logits: &[f32]) -> Result<(usize, f32), BadLogits> {
 /// The log-probability of `id` and the `top` most likely tokens with theirs.
 pub(crate) fn logprob(logits: &[f32], id: u32, top: usize) -> Result<Logprob, BadLogits> {
     let (_, max) = peak(logits)?;
-    let total: f64 = logits.iter().map(|&x| f64::from((x - max).exp())).sum();
-    let log_total = f64::from(max) + total.ln();
+    let log_total = log_total(logits, max);
     let of = |logit: f32| (f64::from(logit) - log_total) as f32;
     let own = logits.get(id as usize).copied().ok_or(BadLogits)?;
     let top = strongest(logits, top)

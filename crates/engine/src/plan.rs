@@ -101,8 +101,8 @@ pub(crate) fn plan(state: &State, limits: &Limits) -> Step {
     if !step.preempt.is_empty() {
         return step;
     }
-    let mut runs = running.len();
-    for (index, task) in tasks.iter().enumerate().filter(|(_, t)| !t.running) {
+    let waiting = tasks.iter().enumerate().filter(|(_, task)| !task.running);
+    for (runs, (index, task)) in (running.len()..).zip(waiting) {
         let watermark = if runs == 0 { 0 } else { limits.watermark };
         if runs >= limits.running || task.missing + watermark > left.free {
             break;
@@ -111,7 +111,6 @@ pub(crate) fn plan(state: &State, limits: &Limits) -> Step {
             break;
         };
         step.chunks.push(chunk);
-        runs += 1;
     }
     step
 }

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// How tokens are chosen.
+/// How tokens are chosen: the penalties change the logits, then the bias, then the temperature;
+/// `top_k` and `min_p` choose among the tokens, and `top_p` among those that they kept.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampling {
     /// 0 chooses the most likely token.
@@ -116,7 +117,8 @@ pub enum SubmitError {
     TooLong {
         /// Tokens of the prompt.
         prompt: usize,
-        /// Most positions, one of which the answer needs.
+        /// Most positions of a sequence, one of which an answer needs: the model's, or those of
+        /// all pages together if they are fewer.
         context: usize,
     },
     /// A token id is not in the vocabulary.
@@ -230,7 +232,7 @@ pub struct Finish {
 pub enum Event {
     /// Log-probabilities of the prompt's tokens from the second on.
     Prompt(Vec<Logprob>),
-    /// A token.
+    /// A token. A token that ends the answer is counted, but not sent.
     Token(TokenEvent),
     /// The embedding, `[hidden]`.
     Embedding(Vec<f32>),

@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 use crate::Sampling;
 use crate::logprob::{BadLogits, peak, strongest};
 use crate::rng::Rng;
+use crate::softmax::{BLOCK, exp, sum, total};
 
 /// One request's choice of tokens and what it remembers.
 #[derive(Debug)]
@@ -45,29 +46,25 @@ impl Sampler {
         let chosen = if s.temperature == 0.0 || s.top_k == 1 {
             best
         } else {
-            let u = self.rng.unit();
-            let floor = if s.min_p > 0.0 {
-                max + s.temperature * s.min_p.ln()
+            // With top_k only few tokens are looked at, the strongest first; else all, by number.
+            let few = (1..logits.len())
+                .contains(&s.top_k)
+                .then(|| strongest(logits, s.top_k));
+            let mut values: Vec<f32> = few.iter().flatten().map(|f| f.0).collect();
+            let weights = if few.is_some() {
+                &mut values[..]
             } else {
-                f32::NEG_INFINITY
+                logits
             };
-            let limited = (s.top_k > 0 && s.top_k < logits.len()) || s.top_p < 1.0;
-            let weight = |logit: f32| {
-                if logit < floor {
-                    0.0
-                } else {
-                    ((logit - max) / s.temperature).exp()
-                }
-            };
-            if limited {
-                let kept = kept(logits, s, floor, weight);
-                kept[draw(kept.iter().map(|k| k.0), u)].1 as usize
-            } else {
-                for logit in logits.iter_mut() {
-                    *logit = weight(*logit);
-                }
-                draw(logits.iter().copied(), u)
+            for value in weights.iter_mut() {
+                let weight = exp((*value - max) / s.temperature);
+                *value = if weight < s.min_p { 0.0 } else { weight };
             }
+            if s.top_p < 1.0 {
+                cut(weights, f64::from(s.top_p) * total(weights));
+            }
+            let at = draw(weights, self.rng.unit());
+            few.map_or(at, |few| few[at].1 as usize)
         };
         let chosen = chosen as u32;
         self.remember(chosen);
@@ -109,51 +106,68 @@ impl Sampler {
     }
 }
 
-/// Weights and tokens that `top_k`, `min_p` and `top_p` keep, heaviest first; never none.
-fn kept(logits: &[f32], s: &Sampling, floor: f32, weight: impl Fn(f32) -> f32) -> Vec<(f32, u32)> {
-    let fixed = s.top_k > 0 && s.top_k < logits.len();
-    // Without top_k, how many tokens top_p keeps is not known before they are sorted: try few first.
-    let mut count = if fixed { s.top_k } else { 64 };
-    let all = if fixed {
-        None
-    } else {
-        Some(logits.iter().map(|&x| f64::from(weight(x))).sum::<f64>())
+/// Keeps the heaviest tokens, the first of equals first, and as few as together weigh `quota`;
+/// at least one. The others' weights become 0. Weights are from 0 to 1.
+///
+/// Sorts only the few tokens near the border: a histogram over the leading bits of the weights
+/// says where that is.
+fn cut(weights: &mut [f32], quota: f64) {
+    /// Keeps the exponent and five bits of the fraction.
+    const SHIFT: u32 = 18;
+    const BINS: usize = (1.0f32.to_bits() >> SHIFT) as usize + 1;
+    let bin = |weight: f32| ((weight.to_bits() >> SHIFT) as usize).min(BINS - 1);
+    let mut sums = [0.0; BINS];
+    for &weight in weights.iter().filter(|&&w| w > 0.0) {
+        sums[bin(weight)] += f64::from(weight);
+    }
+    let mut above = 0.0;
+    let border = (0..BINS).rev().find(|&b| {
+        above += sums[b];
+        sums[b] > 0.0 && above >= quota
+    });
+    let Some(border) = border else { return };
+    above -= sums[border];
+    let mut near: Vec<(f32, usize)> = weights
+        .iter()
+        .enumerate()
+        .filter(|&(_, &w)| w > 0.0 && bin(w) == border)
+        .map(|(i, &w)| (w, i))
+        .collect();
+    near.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    let last = near.iter().find(|&&(weight, _)| {
+        above += f64::from(weight);
+        above >= quota
+    });
+    // Rounding may leave the sum just short of the quota: then all near the border stay.
+    let Some(&(least, last)) = last.or(near.last()) else {
+        return;
     };
-    loop {
-        let mut found = strongest(logits, count);
-        let sorted_out = found.len() < count;
-        found.truncate(found.partition_point(|f| f.0 >= floor).max(1));
-        for f in &mut found {
-            f.0 = weight(f.0);
+    for (i, weight) in weights.iter_mut().enumerate() {
+        if *weight < least || (*weight == least && i > last) {
+            *weight = 0.0;
         }
-        let total = all.unwrap_or_else(|| found.iter().map(|f| f64::from(f.0)).sum());
-        let mut mass = 0.0;
-        let nucleus = found.iter().position(|f| {
-            mass += f64::from(f.0);
-            mass >= f64::from(s.top_p) * total
-        });
-        if let Some(last) = nucleus {
-            found.truncate(last + 1);
-            return found;
-        }
-        if fixed || sorted_out {
-            return found;
-        }
-        count *= 8;
     }
 }
 
 /// The index at which the running sum of the weights passes the share `u` of their total.
-fn draw(weights: impl Iterator<Item = f32> + Clone, u: f64) -> usize {
-    let total: f64 = weights.clone().map(f64::from).sum();
-    let mut sum = 0.0;
+fn draw(weights: &[f32], u: f64) -> usize {
+    let mark = u * total(weights);
+    let mut passed = 0.0;
     let mut last = 0;
-    for (index, weight) in weights.enumerate().filter(|w| w.1 > 0.0) {
-        sum += f64::from(weight);
-        last = index;
-        if sum > u * total {
-            break;
+    for (block, start) in weights.chunks(BLOCK).zip((0..).step_by(BLOCK)) {
+        let here = sum(block);
+        if let Some(index) = block.iter().rposition(|&w| w > 0.0) {
+            last = start + index;
         }
+        if passed + here > mark {
+            let mut running = passed;
+            let found = block.iter().position(|&weight| {
+                running += f64::from(weight);
+                running > mark
+            });
+            return found.map_or(last, |index| start + index);
+        }
+        passed += here;
     }
     last
 }
