@@ -1,1 +1,81 @@
-fn main() {}
+//! The command line: parses, wires, and says what went wrong and what to try.
+
+mod answer;
+mod chat;
+mod completions;
+mod convert;
+mod eval;
+mod failure;
+mod launch;
+mod machine;
+mod output;
+mod run;
+mod sampling;
+mod serve;
+mod show;
+mod size;
+mod source;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use failure::Failure;
+
+const EXAMPLES: &str = "\
+Examples:
+  sedge                                          serve the built-in model, with a chat page
+  sedge run \"find all files larger than 100MB\"   one answer
+  sedge run -m ./model.gguf                      a chat in the terminal
+  sedge serve -m a.gguf -m fast=b/ --port 8000   several models, one process
+  sedge show ./model.gguf                        what a file holds
+
+MODEL is a GGUF file, a Hugging Face folder, or `seedling`, the built-in model.";
+
+/// Runs language models where the data is.
+#[derive(Parser)]
+#[command(name = "sedge", version, after_help = EXAMPLES, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// Without a command, serves the built-in model.
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve models over the OpenAI API, with a chat page
+    Serve(serve::Args),
+    /// Answer a prompt, or chat in the terminal
+    Run(run::Args),
+    /// Say what a model's file or folder holds
+    Show(show::Args),
+    /// Write a model as one GGUF file, quantised if asked
+    Convert(convert::Args),
+    /// Measure a model
+    Eval(eval::Args),
+    /// Print a shell's completion script
+    Completions(completions::Args),
+}
+
+fn main() -> ExitCode {
+    failure::report(try_main())
+}
+
+fn try_main() -> Result<(), Failure> {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("SEDGE_LOG")
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn")),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    match Cli::try_parse()?.command {
+        None => serve::run(serve::Args::default_model()),
+        Some(Command::Serve(args)) => serve::run(args),
+        Some(Command::Run(args)) => run::run(args),
+        Some(Command::Show(args)) => show::run(args),
+        Some(Command::Convert(args)) => convert::run(args),
+        Some(Command::Eval(args)) => eval::run(args),
+        Some(Command::Completions(args)) => completions::run(args, &mut Cli::command()),
+    }
+}

@@ -1,0 +1,86 @@
+//! What of the machine a model may use: threads, and memory for keys and values.
+
+use std::num::NonZeroUsize;
+
+use clap::ValueEnum;
+use sedge_kernels::{KvShape, KvType, PAGE_TOKENS};
+
+use crate::size::Bytes;
+
+/// Options that every command with a running model shares.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Machine")]
+pub(crate) struct MachineArgs {
+    /// Threads that compute [default: the machine's physical cores]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
+
+    /// Type in which keys and values are kept
+    #[arg(long, value_enum, value_name = "TYPE", default_value = "f16")]
+    pub(crate) kv: Kv,
+
+    /// Memory for each model's keys and values
+    #[arg(long, value_name = "BYTES", default_value = "512MiB")]
+    pub(crate) kv_memory: Bytes,
+
+    /// Most tokens of a conversation [default: the model's own limit]
+    #[arg(long, value_name = "TOKENS")]
+    pub(crate) context: Option<NonZeroUsize>,
+}
+
+/// A type of stored keys and values, by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kv {
+    F16,
+    F32,
+    Bf16,
+}
+
+impl From<Kv> for KvType {
+    fn from(kv: Kv) -> KvType {
+        match kv {
+            Kv::F16 => KvType::F16,
+            Kv::F32 => KvType::F32,
+            Kv::Bf16 => KvType::BF16,
+        }
+    }
+}
+
+/// How many threads compute: as many as asked for, else one for each physical core that this
+/// process may use (a core's second thread shares its arithmetic units and adds little).
+pub(crate) fn threads(asked: Option<NonZeroUsize>) -> usize {
+    asked.map_or_else(
+        || num_cpus::get_physical().min(num_cpus::get()).max(1),
+        NonZeroUsize::get,
+    )
+}
+
+/// How many pages of all layers fit into `memory`; at least one.
+pub(crate) fn pages(memory: Bytes, layers: usize, shape: KvShape, kv: KvType) -> usize {
+    let page = (shape.page_bytes(kv) * layers).max(1);
+    (memory.0 as usize / page).max(1)
+}
+
+/// How many tokens that many pages hold.
+pub(crate) fn tokens(pages: usize) -> usize {
+    pages * PAGE_TOKENS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_never_take_more_than_the_memory() {
+        let shape = KvShape {
+            heads: 4,
+            k_dim: 64,
+            v_dim: 64,
+            v_in_k: false,
+        };
+        // 16 tokens × 4 heads × 128 values × 2 bytes × 8 layers = 128 KiB.
+        assert_eq!(pages(Bytes(512 << 20), 8, shape, KvType::F16), 4096);
+        assert_eq!(pages(Bytes((512 << 20) - 1), 8, shape, KvType::F16), 4095);
+        assert_eq!(pages(Bytes(0), 8, shape, KvType::F16), 1);
+    }
+}

@@ -1,0 +1,299 @@
+//! `sedge serve`: models over the OpenAI API, with a chat page, until a signal.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+use sedge_api::{ServeError, ServedModel, Server, ServerConfig};
+use sedge_engine::EngineConfig;
+
+use crate::failure::Failure;
+use crate::launch::{self, Running};
+use crate::machine::MachineArgs;
+use crate::output;
+use crate::show;
+use crate::size::{self, Bytes};
+use crate::source::{self, Source};
+
+const EXAMPLES: &str = "\
+Examples:
+  sedge serve                                    the built-in model
+  sedge serve -m a.gguf -m fast=b/ --port 8000   two models; requests name `a` or `fast`
+  SEDGE_API_KEY=secret sedge serve -m a.gguf --host 0.0.0.0
+
+Ctrl-C or SIGTERM lets running answers end; a second one stops at once.";
+
+/// Port that is tried first when none is asked for.
+const PORT: u16 = 8080;
+/// How many ports after it are tried.
+const TRIES: u16 = 100;
+
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Model to serve, as MODEL or NAME=MODEL (repeatable); the first answers requests that name none
+    #[arg(short, long = "model", value_name = "MODEL", default_value = source::BUILT_IN)]
+    models: Vec<Source>,
+
+    /// Address to listen on
+    #[arg(long, default_value = "127.0.0.1")]
+    host: String,
+
+    /// Port to listen on; 0 takes a free one [default: 8080, or the next free one]
+    #[arg(long)]
+    port: Option<u16>,
+
+    /// Key that requests must carry as a bearer token (repeatable)
+    #[arg(
+        long = "api-key",
+        value_name = "KEY",
+        env = "SEDGE_API_KEY",
+        hide_env_values = true
+    )]
+    api_keys: Vec<String>,
+
+    /// Origin that browsers may call from besides the server's own; `*` for all (repeatable)
+    #[arg(long = "cors-origin", value_name = "ORIGIN")]
+    cors_origins: Vec<String>,
+
+    /// Most bytes of a request's body
+    #[arg(long, value_name = "BYTES", default_value = "10MiB")]
+    max_body: Bytes,
+
+    /// Most connections at once
+    #[arg(long, value_name = "N", default_value = "1024")]
+    max_connections: NonZeroUsize,
+
+    /// Seconds that a connection may take to send a request's head
+    #[arg(long, value_name = "SECONDS", default_value = "10")]
+    header_timeout: u64,
+
+    /// Seconds that shutdown waits for running answers
+    #[arg(long, value_name = "SECONDS", default_value = "30")]
+    drain_timeout: u64,
+
+    /// Serve the chat page from this folder (for working on it)
+    #[arg(long, value_name = "FOLDER", hide = true)]
+    web_folder: Option<PathBuf>,
+
+    #[command(flatten)]
+    load: LoadArgs,
+
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
+/// How much work each model takes on at once.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Load")]
+struct LoadArgs {
+    /// Most requests that run at once
+    #[arg(long, value_name = "N", default_value_t = EngineConfig::default().max_running)]
+    max_running: usize,
+
+    /// Most requests that wait; further ones are answered 429
+    #[arg(long, value_name = "N", default_value_t = EngineConfig::default().max_waiting)]
+    max_waiting: usize,
+
+    /// Most tokens of a step, answers first, then pieces of prompts
+    #[arg(long, value_name = "N", default_value_t = EngineConfig::default().token_budget)]
+    token_budget: usize,
+}
+
+impl Args {
+    /// What `sedge` alone does.
+    pub(crate) fn default_model() -> Args {
+        #[derive(Parser)]
+        struct Alone {
+            #[command(flatten)]
+            args: Args,
+        }
+        Alone::parse_from(["sedge"]).args
+    }
+}
+
+pub(crate) fn run(args: Args) -> Result<(), Failure> {
+    let host = resolve(&args.host)?;
+    let mut sources = args.models.clone();
+    source::distinguish(&mut sources);
+    let config = EngineConfig {
+        token_budget: args.load.token_budget.max(1),
+        max_running: args.load.max_running.max(1),
+        max_waiting: args.load.max_waiting,
+    };
+    let running = sources
+        .iter()
+        .map(|source| launch::launch(source, &args.machine, config.clone()))
+        .collect::<Result<Vec<Running>, Failure>>()?;
+
+    let runtime = tokio::runtime::Runtime::new().map_err(Failure::new)?;
+    runtime.block_on(async {
+        let server = bind(&args, host, &running).await?;
+        let address = server.address();
+        if !host.is_loopback() && args.api_keys.is_empty() {
+            output::note(format_args!(
+                "sedge: whoever reaches {address} can use these models: no API key is set\n  \
+                 try: SEDGE_API_KEY=… sedge serve --host {}",
+                args.host
+            ));
+        }
+        let greeting = greeting(&running, address, !args.api_keys.is_empty());
+        // Served to the end even if nobody reads the greeting.
+        let _ = output::print(&greeting);
+        let drain = args.drain_timeout;
+        server
+            .run(async move {
+                signal().await;
+                output::note(format_args!(
+                    "sedge: stopping; running answers have {drain} s to end (again: stop now)"
+                ));
+                tokio::spawn(async {
+                    signal().await;
+                    std::process::exit(130);
+                });
+            })
+            .await
+            .map_err(Failure::new)
+    })
+}
+
+/// Binds the port asked for, or the first free one from 8080 on.
+async fn bind(args: &Args, host: IpAddr, running: &[Running]) -> Result<Server, Failure> {
+    let first = args.port.unwrap_or(PORT);
+    let last = match args.port {
+        Some(port) => port,
+        None => PORT + TRIES,
+    };
+    let mut port = first;
+    loop {
+        let address = SocketAddr::new(host, port);
+        let models = running.iter().map(served).collect();
+        match Server::bind(models, server_config(args, address)).await {
+            Ok(server) => {
+                if port != first {
+                    output::note(format_args!(
+                        "sedge: port {first} is taken, so this is port {port}"
+                    ));
+                }
+                return Ok(server);
+            }
+            Err(ServeError::Bind { source, .. })
+                if source.kind() == io::ErrorKind::AddrInUse && port < last =>
+            {
+                port += 1;
+            }
+            Err(error @ ServeError::Bind { .. }) => {
+                return Err(Failure::new(error).hint("--port 0, which takes a free one"));
+            }
+            #[allow(unreachable_patterns)] // The API may learn further reasons.
+            Err(error) => return Err(Failure::new(error)),
+        }
+    }
+}
+
+fn server_config(args: &Args, address: SocketAddr) -> ServerConfig {
+    ServerConfig {
+        address,
+        api_keys: args.api_keys.clone(),
+        max_body: args.max_body.0 as usize,
+        max_connections: args.max_connections.get(),
+        header_timeout: Duration::from_secs(args.header_timeout),
+        drain_timeout: Duration::from_secs(args.drain_timeout),
+        cors_origins: args.cors_origins.clone(),
+        web_folder: args.web_folder.clone(),
+    }
+}
+
+fn served(running: &Running) -> ServedModel {
+    ServedModel {
+        name: running.name.clone(),
+        engine: running.engine.clone(),
+        tokenizer: running.tokenizer.clone(),
+        template: running.template.clone(),
+        context: running.context,
+        generates: running.generates,
+        architecture: running.architecture.to_owned(),
+        parameters: running.info.parameters,
+        defaults: running.defaults.clone(),
+    }
+}
+
+fn resolve(host: &str) -> Result<IpAddr, Failure> {
+    let unknown = |why: &dyn std::fmt::Display| {
+        Failure::new(format_args!("--host {host}: {why}"))
+            .hint("--host 127.0.0.1, or 0.0.0.0 for everyone")
+    };
+    let mut found = (host, 0).to_socket_addrs().map_err(|e| unknown(&e))?;
+    let address = found.next().ok_or_else(|| unknown(&"no address"))?;
+    Ok(address.ip())
+}
+
+/// The models, the chat page and a request to copy. Programs read the address from it: the
+/// first `http://` is the server's own.
+fn greeting(running: &[Running], address: SocketAddr, keyed: bool) -> String {
+    let reachable = match address.ip() {
+        ip if !ip.is_unspecified() => ip,
+        IpAddr::V4(_) => IpAddr::from([127, 0, 0, 1]),
+        IpAddr::V6(_) => IpAddr::from(std::net::Ipv6Addr::LOCALHOST),
+    };
+    let url = format!("http://{}", SocketAddr::new(reachable, address.port()));
+    let mut text = String::new();
+    for model in running {
+        text.push_str(&format!(
+            "model      {}  {}, {} parameters, {} {}, context {}\n",
+            model.name,
+            model.architecture,
+            size::count(model.info.parameters),
+            show::main_type(&model.info),
+            Bytes(model.info.bytes),
+            model.context
+        ));
+    }
+    let first = &running[0];
+    let key = if keyed {
+        r#" -H "authorization: Bearer $SEDGE_API_KEY""#
+    } else {
+        ""
+    };
+    let (path, body) = if first.generates {
+        let message = r#"[{"role":"user","content":"find all files larger than 100MB"}]"#;
+        (
+            "chat/completions",
+            format!(r#"{{"model":"{}","messages":{message}}}"#, first.name),
+        )
+    } else {
+        (
+            "embeddings",
+            format!(r#"{{"model":"{}","input":"a sedge"}}"#, first.name),
+        )
+    };
+    if first.generates {
+        text.push_str(&format!("chat page  {url}/\n"));
+    } else {
+        text.push_str(&format!("server     {url}/\n"));
+    }
+    text.push_str(&format!(
+        "request    curl {url}/v1/{path}{key} -H 'content-type: application/json' -d '{body}'\n"
+    ));
+    text
+}
+
+/// SIGINT or SIGTERM.
+async fn signal() {
+    let interrupt = tokio::signal::ctrl_c();
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = interrupt => {}
+                _ = terminate.recv() => {}
+            }
+            return;
+        }
+    }
+    let _ = interrupt.await;
+}

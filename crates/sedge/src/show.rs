@@ -1,0 +1,184 @@
+//! `sedge show`: what a model's file or folder holds.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use sedge_formats::tokenizer::Tokenizer;
+use sedge_models::{Config, Info, Opened};
+use serde_json::{Value, json};
+
+use crate::failure::Failure;
+use crate::output;
+use crate::size::{self, Bytes};
+use crate::source::Source;
+
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  sedge show seedling\n  sedge show --tensors ./model.gguf\n  sedge show --json ./model-dir"
+)]
+pub(crate) struct Args {
+    /// GGUF file, Hugging Face folder, or `seedling`, the built-in model
+    #[arg(value_name = "MODEL", default_value = crate::source::BUILT_IN)]
+    model: Source,
+
+    /// List every tensor
+    #[arg(long)]
+    tensors: bool,
+
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: Args) -> Result<(), Failure> {
+    let opened = args.model.open()?;
+    let text = if args.json {
+        format!("{:#}\n", as_json(&args.model.name, &opened, args.tensors))
+    } else {
+        as_text(&args.model.name, &opened, args.tensors)
+    };
+    Ok(output::print(&text)?)
+}
+
+/// Tensors and bytes of one stored type.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Share {
+    tensors: usize,
+    bytes: u64,
+}
+
+fn shares(info: &Info) -> BTreeMap<&'static str, Share> {
+    let mut shares: BTreeMap<&str, Share> = BTreeMap::new();
+    for tensor in &info.tensors {
+        let share = shares.entry(tensor.dtype.name()).or_default();
+        share.tensors += 1;
+        share.bytes += tensor.bytes;
+    }
+    shares
+}
+
+/// Name of the type that holds most of the bytes.
+pub(crate) fn main_type(info: &Info) -> &'static str {
+    let shares = shares(info);
+    let largest = shares.iter().max_by_key(|(_, share)| share.bytes);
+    largest.map_or("empty", |(name, _)| name)
+}
+
+fn as_text(name: &str, opened: &Opened, tensors: bool) -> String {
+    let (info, config) = (&opened.info, opened.model.config());
+    let mut text = format!("{name}\n");
+    let mut line = |key: &str, value: String| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "  {key:<14} {value}");
+    };
+    line("architecture", config.architecture.name().to_owned());
+    line("container", info.container.to_owned());
+    line(
+        "parameters",
+        format!("{} ({})", size::count(info.parameters), info.parameters),
+    );
+    line("bytes", format!("{} ({})", Bytes(info.bytes), info.bytes));
+    let types: Vec<String> = shares(info)
+        .iter()
+        .map(|(name, s)| format!("{name} × {} ({})", s.tensors, Bytes(s.bytes)))
+        .collect();
+    line("tensor types", types.join(", "));
+    line("context", format!("{} tokens", config.context));
+    for (key, value) in shape(config) {
+        line(key, value.to_string());
+    }
+    line("tokenizer", tokenizer(opened.tokenizer.as_deref()));
+    line("chat template", template(opened.chat_template.as_deref()));
+    if tensors {
+        text.push('\n');
+        for t in &info.tensors {
+            let _ = writeln!(
+                text,
+                "  {:<6} {:<18} {}",
+                t.dtype.name(),
+                format!("{:?}", t.shape),
+                t.name
+            );
+        }
+    }
+    text
+}
+
+fn as_json(name: &str, opened: &Opened, tensors: bool) -> Value {
+    let (info, config) = (&opened.info, opened.model.config());
+    let types: serde_json::Map<String, Value> = shares(info)
+        .into_iter()
+        .map(|(name, s)| {
+            (
+                name.to_owned(),
+                json!({"tensors": s.tensors, "bytes": s.bytes}),
+            )
+        })
+        .collect();
+    let mut object = json!({
+        "name": name,
+        "architecture": config.architecture.name(),
+        "container": info.container,
+        "parameters": info.parameters,
+        "bytes": info.bytes,
+        "tensor_types": types,
+        "context": config.context,
+    });
+    for (key, value) in shape(config) {
+        object[key.replace(' ', "_")] = value.into();
+    }
+    object["chat_template"] = opened.chat_template.clone().into();
+    if tensors {
+        object["tensors"] = info
+            .tensors
+            .iter()
+            .map(|t| json!({"name": t.name, "type": t.dtype.name(), "shape": t.shape, "bytes": t.bytes}))
+            .collect();
+    }
+    object
+}
+
+/// The sizes that tell models of one architecture apart.
+fn shape(config: &Config) -> Vec<(&'static str, usize)> {
+    let mut facts = vec![
+        ("layers", config.layers.len()),
+        ("hidden", config.hidden),
+        ("heads", config.heads),
+        ("kv heads", config.kv_heads),
+        ("head size", config.head_dim),
+        ("intermediate", config.intermediate),
+        ("vocabulary", config.vocab),
+    ];
+    if let Some(moe) = &config.moe {
+        facts.push(("experts", moe.experts));
+        facts.push(("experts used", moe.per_token));
+    }
+    if let Some(window) = config.layers.iter().find_map(|layer| layer.window) {
+        facts.push(("window", window));
+    }
+    facts
+}
+
+fn tokenizer(tokenizer: Option<&Tokenizer>) -> String {
+    let Some(t) = tokenizer else {
+        return "none".to_owned();
+    };
+    let word = |id: u32| t.token(id).unwrap_or("?").to_owned();
+    let ends: Vec<String> = t.eos().iter().map(|id| word(*id)).collect();
+    format!("{} tokens, ends with {}", t.len(), ends.join(" or "))
+}
+
+fn template(source: Option<&str>) -> String {
+    match source {
+        None => "none".to_owned(),
+        Some(text) => format!(
+            "{} characters{}",
+            text.chars().count(),
+            if text.contains("tools") {
+                ", with tools"
+            } else {
+                ""
+            }
+        ),
+    }
+}

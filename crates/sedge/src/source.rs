@@ -1,0 +1,139 @@
+//! MODEL on the command line: a GGUF file, a Hugging Face folder, or the built-in model.
+
+use std::convert::Infallible;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use bytes::Bytes;
+use sedge_models::Opened;
+
+use crate::failure::Failure;
+
+/// Name of the model that the binary carries.
+pub(crate) const BUILT_IN: &str = "seedling";
+
+static SEEDLING: &[u8] = include_bytes!("../../../assets/seedling/seedling.gguf");
+
+/// Where a model comes from and what it is called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Source {
+    /// Name in the API.
+    pub(crate) name: String,
+    place: Place,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Place {
+    BuiltIn,
+    Path(PathBuf),
+}
+
+impl Source {
+    /// The model that answers when none is named.
+    pub(crate) fn built_in() -> Source {
+        Source {
+            name: BUILT_IN.to_owned(),
+            place: Place::BuiltIn,
+        }
+    }
+
+    /// Opens the model; weights are mapped, not read.
+    pub(crate) fn open(&self) -> Result<Opened, Failure> {
+        match &self.place {
+            Place::BuiltIn => sedge_models::open_bytes(Bytes::from_static(SEEDLING), BUILT_IN)
+                .map_err(|e| Failure::new(format_args!("the built-in model: {e}"))),
+            Place::Path(path) => {
+                if !path.exists() {
+                    return Err(missing(path));
+                }
+                sedge_models::open(path).map_err(|e| Failure::about(path, &e))
+            }
+        }
+    }
+}
+
+fn missing(path: &Path) -> Failure {
+    let failure = Failure::new(format_args!("{}: no such file or folder", path.display()));
+    failure.hint(format_args!(
+        "a GGUF file, a Hugging Face folder, or `{BUILT_IN}`, the built-in model"
+    ))
+}
+
+/// `seedling`, a path, or `name=` before either. A path that exists is never read as a name.
+impl FromStr for Source {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Source, Infallible> {
+        if text == BUILT_IN {
+            return Ok(Source::built_in());
+        }
+        let whole = PathBuf::from(text);
+        if let (false, Some((name, rest))) = (whole.exists(), text.split_once('='))
+            && !name.is_empty()
+            && !rest.is_empty()
+        {
+            let Ok(mut source) = Source::from_str(rest);
+            source.name = name.to_owned();
+            return Ok(source);
+        }
+        Ok(Source {
+            name: name_of(&whole),
+            place: Place::Path(whole),
+        })
+    }
+}
+
+/// A file's stem or a folder's name.
+fn name_of(path: &Path) -> String {
+    let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let part = match real.extension() {
+        Some(e) if e.eq_ignore_ascii_case("gguf") => real.file_stem(),
+        _ => real.file_name(),
+    };
+    part.map_or_else(|| "model".to_owned(), |p| p.to_string_lossy().into_owned())
+}
+
+/// Makes names unique: the second `a` becomes `a-2`.
+pub(crate) fn distinguish(sources: &mut [Source]) {
+    for i in 1..sources.len() {
+        let (before, rest) = sources.split_at_mut(i);
+        let taken = |name: &str| before.iter().any(|s| s.name == name);
+        let base = rest[0].name.clone();
+        let mut n = 2;
+        while taken(&rest[0].name) {
+            rest[0].name = format!("{base}-{n}");
+            n += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(text: &str) -> Source {
+        let Ok(source) = text.parse();
+        source
+    }
+
+    #[test]
+    fn a_model_is_named_after_its_file_or_alias() {
+        assert_eq!(source("seedling"), Source::built_in());
+        assert_eq!(source("dir/some.q8_0.gguf").name, "some.q8_0");
+        assert_eq!(source("dir/llama-3.2/").name, "llama-3.2");
+        let aliased = source("fast=dir/a.gguf");
+        assert_eq!(aliased.name, "fast");
+        assert_eq!(aliased.place, Place::Path("dir/a.gguf".into()));
+        assert_eq!(source("mine=seedling").place, Place::BuiltIn);
+    }
+
+    #[test]
+    fn equal_names_get_a_suffix() {
+        let mut sources: Vec<Source> = ["a.gguf", "x/a.gguf", "a-2=b", "y/a.gguf"]
+            .map(source)
+            .into();
+        distinguish(&mut sources);
+        let names: Vec<&str> = sources.iter().map(|s| s.name.as_str()).collect();
+        assert_eq!(names, ["a", "a-2", "a-2-2", "a-3"]);
+    }
+}

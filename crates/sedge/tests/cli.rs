@@ -1,0 +1,541 @@
+//! The real binary, as a user runs it.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+
+use serde_json::Value;
+
+/// What the float32 model answers, by another implementation (see assets/seedling/MODEL_CARD.md).
+const ANSWERS: [(&str, &str); 5] = [
+    (
+        "how do I extract a tar.gz archive?",
+        "`tar xvf \"$myarchive\" && cd $my_version`",
+    ),
+    ("find all files larger than 100MB", "`find / -size +100M`"),
+    ("What is grep?", "Find patterns in files using regexes."),
+    ("count lines in a file", "`wc --lines path/to/file`"),
+    (
+        "Liste les fichiers triés par taille — 按大小排序 🙂",
+        "`noalias -p`",
+    ),
+];
+
+fn sedge(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sedge"));
+    command
+        .args(args)
+        .env_remove("SEDGE_API_KEY")
+        .env_remove("SEDGE_LOG")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    sedge(args).output().unwrap()
+}
+
+fn piped(args: &[&str], input: &[u8]) -> Output {
+    let mut child = sedge(args).stdin(Stdio::piped()).spawn().unwrap();
+    // A child that refuses its arguments does not read.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    child.wait_with_output().unwrap()
+}
+
+/// Standard output of a run that succeeded.
+fn text(output: Output) -> String {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Standard error of a run that failed with this code, in the one style of errors.
+fn complaint(output: Output, code: i32) -> String {
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{errors}");
+    assert!(errors.starts_with("sedge: "), "{errors}");
+    assert!(!errors.contains("panicked"), "{errors}");
+    errors
+}
+
+fn asset() -> String {
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../assets/seedling/seedling.gguf"
+    );
+    path.to_owned()
+}
+
+fn file(folder: &tempfile::TempDir, name: &str, content: &[u8]) -> String {
+    let path: PathBuf = folder.path().join(name);
+    std::fs::write(&path, content).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn the_built_in_model_gives_the_golden_answers() {
+    for (prompt, answer) in ANSWERS {
+        assert_eq!(
+            text(run(&["run", "--kv", "f32", prompt])),
+            format!("{answer}\n")
+        );
+    }
+}
+
+#[test]
+fn a_file_answers_as_the_built_in_model_does() {
+    let (prompt, answer) = ANSWERS[1];
+    assert_eq!(
+        text(run(&["run", "-m", &asset(), prompt])),
+        format!("{answer}\n")
+    );
+    // Words need no quotes.
+    let words: Vec<&str> = ["run"].into_iter().chain(prompt.split(' ')).collect();
+    assert_eq!(text(run(&words)), format!("{answer}\n"));
+}
+
+#[test]
+fn a_pipe_is_read_as_the_prompt() {
+    let (prompt, answer) = ANSWERS[3];
+    let output = piped(&["run"], format!("{prompt}\n").as_bytes());
+    assert_eq!(text(output), format!("{answer}\n"));
+    // Words and a pipe make one prompt.
+    let both = piped(&["run", "--json", "count lines"], b"in a file\n");
+    let same = run(&["run", "--json", "count lines\n\nin a file"]);
+    let (both, same): (Value, Value) = (
+        serde_json::from_str(&text(both)).unwrap(),
+        serde_json::from_str(&text(same)).unwrap(),
+    );
+    assert_eq!(
+        (&both["text"], &both["usage"]),
+        (&same["text"], &same["usage"])
+    );
+}
+
+#[test]
+fn json_says_text_usage_and_timings() {
+    let (prompt, answer) = ANSWERS[1];
+    let object: Value = serde_json::from_str(&text(run(&["run", "--json", prompt]))).unwrap();
+    assert_eq!(object["model"], "seedling");
+    assert_eq!(object["text"], answer);
+    assert_eq!(object["finish_reason"], "stop");
+    assert_eq!(object["usage"]["prompt_tokens"], 10);
+    assert_eq!(object["usage"]["completion_tokens"], 10);
+    assert!(object["timings"]["total_ms"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn limits_stops_and_seeds_shape_the_answer() {
+    let prompt = ANSWERS[1].0;
+    let cut = run(&["run", "--json", "--max-tokens", "3", prompt]);
+    let cut: Value = serde_json::from_str(&text(cut)).unwrap();
+    assert_eq!(cut["finish_reason"], "length");
+    assert_eq!(cut["usage"]["completion_tokens"], 3);
+
+    assert_eq!(text(run(&["run", "--stop", " -size", prompt])), "`find /\n");
+
+    let seeded = || {
+        text(run(&[
+            "run",
+            "--temperature",
+            "1.5",
+            "--seed",
+            "7",
+            "--max-tokens",
+            "20",
+            prompt,
+        ]))
+    };
+    assert_eq!(seeded(), seeded());
+}
+
+#[test]
+fn raw_continues_the_text_itself() {
+    let prompt = "<|user|>find all files larger than 100MB<|end|><|assistant|>";
+    // Without the template, special tokens in the text are text: another prompt altogether.
+    let raw = run(&["run", "--raw", "--json", "--max-tokens", "4", prompt]);
+    let raw: Value = serde_json::from_str(&text(raw)).unwrap();
+    assert!(raw["usage"]["prompt_tokens"].as_u64().unwrap() > 10);
+}
+
+#[test]
+fn a_schema_binds_the_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let schema =
+        br#"{"type":"object","properties":{"size":{"type":"integer","minimum":1,"maximum":99}},
+        "required":["size"],"additionalProperties":false}"#;
+    let schema = file(&folder, "schema.json", schema);
+    let output = text(run(&["run", "--json-schema", &schema, "how large is it?"]));
+    let answer: Value = serde_json::from_str(&output).unwrap();
+    assert!((1..=99).contains(&answer["size"].as_u64().unwrap()));
+
+    let grammar = file(&folder, "yes.lark", b"start: \"yes\" | \"no\"\n");
+    let output = text(run(&["run", "--grammar", &grammar, "is it large?"]));
+    assert!(["yes\n", "no\n"].contains(&output.as_str()), "{output}");
+}
+
+#[test]
+fn statistics_go_to_standard_error() {
+    let output = run(&["run", "-v", ANSWERS[1].0]);
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(text(output), format!("{}\n", ANSWERS[1].1));
+    assert!(errors.contains("10 tokens at "), "{errors}");
+}
+
+#[test]
+fn a_reader_that_leaves_ends_the_run_quietly() {
+    let mut child = sedge(&[
+        "run",
+        "--temperature",
+        "1",
+        "--max-tokens",
+        "400",
+        "tell me about grep",
+    ])
+    .spawn()
+    .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
+
+#[test]
+fn show_tells_what_the_model_is() {
+    let shown = text(run(&["show", "seedling"]));
+    for fact in ["llama", "26.2 M", "1024 tokens", "q8_0", "8192"] {
+        assert!(shown.contains(fact), "{fact}: {shown}");
+    }
+    let json: Value =
+        serde_json::from_str(&text(run(&["show", "--json", "--tensors", &asset()]))).unwrap();
+    assert_eq!(json["architecture"], "llama");
+    assert_eq!(json["layers"], 8);
+    assert_eq!(json["context"], 1024);
+    let tensors = json["tensors"].as_array().unwrap();
+    let total: u64 = tensors.iter().map(|t| t["bytes"].as_u64().unwrap()).sum();
+    assert_eq!(json["bytes"], total);
+}
+
+#[test]
+fn a_converted_model_answers_alike() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("seedling-f16.gguf");
+    let out = out.to_str().unwrap();
+    text(run(&["convert", &asset(), out, "--type", "f16"]));
+    let (prompt, answer) = ANSWERS[1];
+    assert_eq!(
+        text(run(&["run", "-m", out, prompt])),
+        format!("{answer}\n")
+    );
+    let json: Value = serde_json::from_str(&text(run(&["show", "--json", out]))).unwrap();
+    assert!(
+        json["tensor_types"]["f16"]["tensors"].as_u64().unwrap() > 50,
+        "{json}"
+    );
+
+    // What exists is not replaced unasked, and never by itself.
+    complaint(run(&["convert", &asset(), out]), 1);
+    complaint(run(&["convert", out, out, "--force"]), 1);
+    text(run(&[
+        "convert",
+        &asset(),
+        out,
+        "--force",
+        "--type",
+        "q4_0",
+    ]));
+}
+
+#[test]
+fn perplexity_is_measured_on_whole_windows() {
+    let folder = tempfile::tempdir().unwrap();
+    let sentence = "List all files in the current directory, sorted by size. ";
+    let path = file(&folder, "text.txt", sentence.repeat(40).as_bytes());
+    let measure = |extra: &[&str]| -> Value {
+        let args = [
+            &[
+                "eval",
+                "perplexity",
+                "--json",
+                "--window",
+                "32",
+                path.as_str(),
+            ],
+            extra,
+        ]
+        .concat();
+        serde_json::from_str(&text(run(&args))).unwrap()
+    };
+    let all = measure(&[]);
+    assert_eq!(all["tokens"], all["windows"].as_u64().unwrap() * 32);
+    let (nats, tokens) = (
+        all["nats"].as_f64().unwrap(),
+        all["tokens"].as_f64().unwrap(),
+    );
+    assert!(((nats / tokens).exp() / all["perplexity"].as_f64().unwrap() - 1.0).abs() < 1e-9);
+    let bits = nats / std::f64::consts::LN_2 / all["bytes"].as_f64().unwrap();
+    assert!((bits / all["bits_per_byte"].as_f64().unwrap() - 1.0).abs() < 1e-9);
+    // Threads change nothing.
+    assert_eq!(measure(&["--threads", "1"])["nats"], all["nats"]);
+    assert_eq!(measure(&["--windows", "2"])["tokens"], 64);
+
+    let short = file(&folder, "short.txt", b"too short");
+    let error = complaint(run(&["eval", "perplexity", &short]), 1);
+    assert!(error.contains("window of 512"), "{error}");
+}
+
+#[test]
+fn completions_name_the_commands() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = text(run(&["completions", shell]));
+        assert!(
+            script.contains("perplexity") && script.contains("sedge"),
+            "{shell}"
+        );
+    }
+}
+
+#[test]
+fn help_and_version_are_answers() {
+    assert!(text(run(&["--help"])).contains("Examples:"));
+    for command in ["serve", "run", "show", "convert", "eval", "completions"] {
+        assert!(
+            text(run(&[command, "--help"])).contains("Usage: sedge"),
+            "{command}"
+        );
+    }
+    assert_eq!(
+        text(run(&["--version"])),
+        format!("sedge {}\n", env!("CARGO_PKG_VERSION"))
+    );
+}
+
+#[test]
+fn wrong_use_exits_with_2() {
+    for args in [
+        &["dance"][..],
+        &["run", "--temprature", "1", "hello"],
+        &["run", "--max-tokens", "many", "hello"],
+        &["convert", "in", "out.gguf", "--type", "q2_k"],
+        &["serve", "--kv-memory", "lots"],
+        &["completions", "tcsh"],
+        &["run"],
+    ] {
+        complaint(run(args), 2);
+    }
+}
+
+#[test]
+fn failures_exit_with_1_and_say_what_to_try() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = complaint(run(&["run", "-m", "no/such.gguf", "hello"]), 1);
+    assert!(
+        error.contains("no/such.gguf") && error.contains("  try: "),
+        "{error}"
+    );
+
+    let junk = file(&folder, "junk.gguf", b"GGUF but not really");
+    assert!(complaint(run(&["show", &junk]), 1).contains("junk.gguf"));
+    let text_file = file(&folder, "notes.txt", b"hello");
+    assert!(complaint(run(&["show", &text_file]), 1).contains("notes.txt"));
+
+    let whole = std::fs::read(asset()).unwrap();
+    let cut = file(&folder, "cut.gguf", &whole[..whole.len() / 2]);
+    complaint(run(&["run", "-m", &cut, "hello"]), 1);
+
+    let error = complaint(piped(&["run"], b"caf\xe9"), 1);
+    assert!(
+        error.contains("UTF-8") && error.contains("byte 3"),
+        "{error}"
+    );
+    let error = complaint(piped(&["run"], "word ".repeat(3000).as_bytes()), 1);
+    assert!(error.contains("context is 1024"), "{error}");
+    complaint(run(&["run", "--temperature", "-1", "hello"]), 1);
+    complaint(run(&["run", "--json-schema", &text_file, "hello"]), 1);
+    complaint(run(&["serve", "--host", "not an address"]), 1);
+}
+
+/// A server that is ended with the test.
+struct Serving {
+    child: Child,
+    out: BufReader<ChildStdout>,
+    greeting: String,
+    address: String,
+}
+
+impl Serving {
+    fn start(args: &[&str]) -> Serving {
+        let mut child = sedge(args).spawn().unwrap();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        let mut greeting = String::new();
+        // The request to copy is the greeting's last line.
+        while !greeting.contains("\nrequest ") {
+            if out.read_line(&mut greeting).unwrap() == 0 {
+                let output = child.wait_with_output().unwrap();
+                panic!("no server: {}", String::from_utf8_lossy(&output.stderr));
+            }
+        }
+        let address = greeting.split("http://").nth(1).unwrap();
+        let end = address
+            .find(|c: char| c == '/' || c.is_whitespace())
+            .unwrap();
+        let address = address[..end].to_owned();
+        Serving {
+            child,
+            out,
+            greeting,
+            address,
+        }
+    }
+
+    /// Status and body.
+    fn ask(&self, method: &str, path: &str, headers: &str, body: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        let length = body.len();
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {length}\r\n{headers}\r\n{body}",
+            self.address
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+        let body = answer.split_once("\r\n\r\n").unwrap().1;
+        (status, body.to_owned())
+    }
+
+    /// Asks the first model and returns the status and the answer.
+    fn chat(&self, model: &str, prompt: &str) -> (u16, Value) {
+        let body =
+            serde_json::json!({"model": model, "messages": [{"role": "user", "content": prompt}]});
+        let (status, body) = self.ask("POST", "/v1/chat/completions", "", &body.to_string());
+        (status, serde_json::from_str(&body).unwrap())
+    }
+
+    fn signal(&self, name: &str) {
+        let status = Command::new("kill")
+            .args([name, &self.child.id().to_string()])
+            .status()
+            .unwrap();
+        assert!(status.success());
+    }
+
+    /// Waits for the end: exit code and standard error.
+    fn end(mut self) -> (Option<i32>, String) {
+        let mut errors = String::new();
+        self.child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut errors)
+            .unwrap();
+        let mut rest = String::new();
+        self.out.read_to_string(&mut rest).unwrap();
+        (self.child.wait().unwrap().code(), errors)
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn a_server_answers_and_ends_when_asked_to() {
+    let server = Serving::start(&["serve", "--port", "0"]);
+    assert!(
+        server.greeting.contains("model      seedling"),
+        "{}",
+        server.greeting
+    );
+    assert!(
+        server
+            .greeting
+            .contains(&format!("http://{}/", server.address)),
+        "{}",
+        server.greeting
+    );
+    assert_eq!(server.ask("GET", "/health", "", "").0, 200);
+    let (status, page) = server.ask("GET", "/", "", "");
+    assert!(status == 200 && page.to_lowercase().contains("<!doctype html>"));
+    let (status, answer) = server.chat("seedling", ANSWERS[1].0);
+    assert_eq!(status, 200);
+    assert_eq!(answer["choices"][0]["message"]["content"], ANSWERS[1].1);
+
+    server.signal("-TERM");
+    let (code, errors) = server.end();
+    assert_eq!(code, Some(0), "{errors}");
+    assert!(errors.contains("stopping"), "{errors}");
+}
+
+#[test]
+#[cfg(unix)]
+fn several_models_are_served_by_name() {
+    let aliased = format!("mine={}", asset());
+    let server = Serving::start(&[
+        "serve", "--port", "0", "-m", "seedling", "-m", &aliased, "-m", "seedling",
+    ]);
+    let (_, models) = server.ask("GET", "/v1/models", "", "");
+    for name in ["\"seedling\"", "\"mine\"", "\"seedling-2\""] {
+        assert!(models.contains(name), "{models}");
+    }
+    let (status, answer) = server.chat("mine", ANSWERS[3].0);
+    assert_eq!(
+        (status, &answer["choices"][0]["message"]["content"]),
+        (200, &Value::from(ANSWERS[3].1))
+    );
+    assert_eq!(server.chat("nobody", "hello").0, 404);
+    server.signal("-INT");
+    assert_eq!(server.end().0, Some(0));
+}
+
+#[test]
+fn a_key_is_asked_for_and_an_open_server_warns() {
+    let server = Serving::start(&["serve", "--port", "0", "--api-key", "secret"]);
+    assert!(!server.greeting.contains("secret"), "{}", server.greeting);
+    assert_eq!(server.ask("GET", "/v1/models", "", "").0, 401);
+    assert_eq!(
+        server
+            .ask("GET", "/v1/models", "Authorization: Bearer secret\r\n", "")
+            .0,
+        200
+    );
+    drop(server);
+
+    let mut server = Serving::start(&["serve", "--host", "0.0.0.0", "--port", "0"]);
+    server.child.kill().unwrap();
+    let mut errors = String::new();
+    server
+        .child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut errors)
+        .unwrap();
+    assert!(errors.contains("no API key"), "{errors}");
+}
+
+#[test]
+fn a_taken_port_is_no_obstacle_unless_it_was_asked_for() {
+    // Taken now, by this or by another process.
+    let taken = TcpListener::bind("127.0.0.1:8080");
+    let server = Serving::start(&[]);
+    assert_ne!(server.address, "127.0.0.1:8080");
+    drop((server, taken));
+
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let error = complaint(run(&["serve", "--port", &port]), 1);
+    assert!(
+        error.contains(&port) && error.contains("--port 0"),
+        "{error}"
+    );
+}
