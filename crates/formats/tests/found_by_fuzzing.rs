@@ -24,3 +24,21 @@ fn a_merge_that_makes_no_token_is_an_error() {
     let error = Tokenizer::from_metadata(&metadata).unwrap_err().to_string();
     assert!(error.contains("tokenizer.ggml.merges"), "{error}");
 }
+
+#[test]
+fn a_merge_of_a_folder_that_makes_no_token_is_an_error() {
+    for (merge, prefix) in [
+        (r#"["a", "bc"]"#, "null"),
+        (r#""a bc""#, "null"),
+        (r#"["a", "b"]"#, r###""##b""###),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let json = format!(
+            r#"{{"model": {{"type": "BPE", "vocab": {{"a": 0, "bc": 1, "b": 2}}, "merges": [{merge}],
+                "continuing_subword_prefix": {prefix}}}}}"#
+        );
+        std::fs::write(folder.path().join("tokenizer.json"), json).unwrap();
+        let error = Tokenizer::open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("merge"), "{error}");
+    }
+}

@@ -1,9 +1,11 @@
 //! The tokenizer of a Hugging Face folder.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::path::Path;
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 use tokenizers::AddedToken;
 
@@ -169,6 +171,58 @@ fn malformed(path: &Path, reason: String) -> TokenizerError {
     }
 }
 
+/// What a BPE model's merges refer to.
+#[derive(Deserialize)]
+struct Bpe<'a> {
+    #[serde(borrow)]
+    vocab: HashMap<Cow<'a, str>, IgnoredAny>,
+    #[serde(borrow, default)]
+    merges: Vec<Merge<'a>>,
+    #[serde(default)]
+    continuing_subword_prefix: Option<String>,
+}
+
+/// A merge in either of the two ways of writing it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Merge<'a> {
+    Pair(#[serde(borrow)] Cow<'a, str>, #[serde(borrow)] Cow<'a, str>),
+    Text(#[serde(borrow)] Cow<'a, str>),
+}
+
+/// Refuses merges into more bytes than any token has: the crate panics on them.
+fn check_merges(bytes: &[u8]) -> Result<(), String> {
+    #[derive(Deserialize)]
+    struct Outer<'a> {
+        #[serde(borrow)]
+        model: Bpe<'a>,
+    }
+    let Bpe {
+        vocab,
+        merges,
+        continuing_subword_prefix,
+    } = serde_json::from_slice::<Outer<'_>>(bytes)
+        .map_err(|error| error.to_string())?
+        .model;
+    let longest = vocab.keys().map(|token| token.len()).max().unwrap_or(0);
+    let prefix = continuing_subword_prefix.map_or(0, |prefix| prefix.len());
+    let fits = |left: &str, right: &str| {
+        right.len() >= prefix && left.len() + right.len() - prefix <= longest
+    };
+    for merge in &merges {
+        let (left, right) = match merge {
+            Merge::Pair(left, right) => (left.as_ref(), right.as_ref()),
+            Merge::Text(text) => text.split_once(' ').unwrap_or((text, "")),
+        };
+        if !fits(left, right) {
+            return Err(format!(
+                "the merge of {left:?} and {right:?} makes no token"
+            ));
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn open(folder: &Path) -> Result<Tokenizer, TokenizerError> {
     let path = folder.join("tokenizer.json");
     let bytes = read(&path)?.ok_or_else(|| TokenizerError::Io {
@@ -182,6 +236,9 @@ pub(super) fn open(folder: &Path) -> Result<Tokenizer, TokenizerError> {
 
     let outline: Outline =
         serde_json::from_slice(&bytes).map_err(|error| malformed(&path, error.to_string()))?;
+    if outline.model.kind == "BPE" {
+        check_merges(&bytes).map_err(|reason| malformed(&path, reason))?;
+    }
     let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
         .map_err(|error| malformed(&path, error.to_string()))?;
     drop(bytes);
