@@ -115,7 +115,9 @@ impl Args {
     }
 }
 
-pub(crate) fn run(args: Args) -> Result<(), Failure> {
+pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
+    // An empty variable means no key, never that the empty key opens the door.
+    args.api_keys.retain(|key| !key.is_empty());
     let host = resolve(&args.host)?;
     let mut sources = args.models.clone();
     source::distinguish(&mut sources);
