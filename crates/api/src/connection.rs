@@ -19,9 +19,13 @@ use tokio::sync::watch;
 
 use crate::app::App;
 use crate::seats::Seat;
+use crate::stall::Stalling;
 
 /// Largest head of a request, and the buffer of a connection.
 const HEAD_BYTES: usize = 64 << 10;
+
+/// A client that takes nothing for so long is gone.
+const WRITE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How far the server's end has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
@@ -65,7 +69,8 @@ pub(crate) async fn serve(
     http.timer(TokioTimer::new())
         .header_read_timeout(head_timeout)
         .max_buf_size(HEAD_BYTES);
-    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
+    let mut connection =
+        pin!(http.serve_connection(TokioIo::new(Stalling::new(stream, WRITE_PATIENCE)), service));
     loop {
         tokio::select! {
             ended = connection.as_mut() => {

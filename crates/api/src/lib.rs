@@ -25,6 +25,7 @@ mod routes;
 mod seats;
 mod server;
 mod sse;
+mod stall;
 mod tools;
 mod web;
 

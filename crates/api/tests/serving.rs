@@ -559,6 +559,8 @@ fn metrics_tell_of_answers() {
     let server = TestServer::start();
     server.post(CHAT, &chat("four", json!({}))).ok();
     server.get("/nowhere");
+    // The engine counts an answer after its last word is out.
+    server.wait_for(|stats| stats.finished == 1);
     let reply = server.get("/metrics");
     assert!(
         reply

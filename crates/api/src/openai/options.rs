@@ -10,6 +10,9 @@ use crate::error::ApiError;
 pub(crate) const MAX_CHOICES: usize = 128;
 /// Most alternatives reported with a token.
 pub(crate) const MAX_LOGPROBS: usize = 20;
+/// Between the seeds of a request's answers, so that requests with neighbouring seeds share none:
+/// 2⁶⁴ divided by the golden ratio.
+const SEED_DISTANCE: u64 = 0x9E37_79B9_7F4A_7C15;
 const MAX_STOPS: usize = 16;
 const MAX_STOP_BYTES: usize = 1024;
 const MAX_BIASES: usize = 1024;
@@ -53,7 +56,8 @@ impl Options {
     /// its answers, and they differ from each other.
     pub(crate) fn request(&self, prompt: Vec<u32>, choice: usize) -> Request {
         let mut sampling = self.sampling.clone();
-        sampling.seed = sampling.seed.map(|seed| seed.wrapping_add(choice as u64));
+        let distance = (choice as u64).wrapping_mul(SEED_DISTANCE);
+        sampling.seed = sampling.seed.map(|seed| seed.wrapping_add(distance));
         Request {
             prompt,
             sampling,
@@ -256,7 +260,10 @@ mod tests {
     fn each_choice_of_a_seeded_request_has_a_seed_of_its_own() {
         let options = take(json!({"seed": -1, "n": 2})).unwrap();
         assert_eq!(options.request(vec![1], 0).sampling.seed, Some(u64::MAX));
-        assert_eq!(options.request(vec![1], 1).sampling.seed, Some(0));
+        assert_eq!(
+            options.request(vec![1], 1).sampling.seed,
+            Some(SEED_DISTANCE - 1)
+        );
     }
 
     #[test]
