@@ -1,7 +1,7 @@
 //! The OpenAI API over HTTP, health and metrics, and the chat page.
 //!
-//! A request is read field by field ([`openai`]), becomes token ids ([`prompt`]) and requests to
-//! the engine ([`answers`]), whose events become an answer or a stream of events. What always
+//! A request is read field by field (`openai`), becomes token ids (`prompt`) and requests to
+//! the engine (`answers`), whose events become an answer or a stream of events. What always
 //! holds: a field that is not understood is an error that names it, and a client that goes away
 //! takes its running answers along.
 #![deny(missing_docs)]

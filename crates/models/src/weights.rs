@@ -53,6 +53,8 @@ pub(crate) struct LatentWeights {
     pub(crate) latent_to_v: Vec<Matrix>,
 }
 
+// One for each layer: what a box would save is nothing beside the weights.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Clone)]
 pub(crate) enum Projections {
     /// Query, key, value, and norms of queries and keys.
