@@ -241,6 +241,21 @@ impl ConfigError {
     }
 }
 
+/// Largest head: bounds the frequencies that are made before the rest is checked.
+const HEAD_LIMIT: usize = 1 << 12;
+
+/// Checks how many values of a head there are to rotate.
+fn rotating(size: usize) -> Result<usize, ConfigError> {
+    match size {
+        1..=HEAD_LIMIT => Ok(size),
+        _ => Err(ConfigError::invalid(
+            "head size",
+            size,
+            format!("1 to {HEAD_LIMIT}"),
+        )),
+    }
+}
+
 impl Config {
     /// What the cache keeps of a token in one layer.
     pub fn kv_shape(&self) -> KvShape {
@@ -274,7 +289,7 @@ impl Config {
             ("intermediate size", self.intermediate, 1 << 22),
             ("attention heads", self.heads, 1 << 14),
             ("key/value heads", self.kv_heads, 1 << 14),
-            ("head size", self.head_dim, 1 << 12),
+            ("head size", self.head_dim, HEAD_LIMIT),
             ("context length", self.context, 1 << 28),
             ("number of layers", self.layers.len(), 1 << 12),
         ];

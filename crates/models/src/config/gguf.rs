@@ -6,6 +6,7 @@ use sedge_kernels::{DType, dequantize};
 
 use super::{
     Activation, Config, ConfigError, Latent, Layer, Moe, QkNorm, Rope, RopeScaling, StatedRope,
+    rotating,
 };
 use crate::Architecture;
 use crate::rope::{rope, yarn_magnitude};
@@ -62,6 +63,16 @@ impl Reader<'_> {
                 .maybe_size("attention.key_length")?
                 .unwrap_or(hidden / heads),
         };
+        if let (None, Some(value)) = (&latent, self.maybe_size("attention.value_length")?)
+            && value != head_dim
+        {
+            let key = self.full("attention.value_length");
+            return Err(ConfigError::invalid(
+                &key,
+                value,
+                format!("{head_dim}, the length of a key"),
+            ));
+        }
         let kv_heads = if latent.is_some() {
             heads
         } else {
@@ -78,7 +89,7 @@ impl Reader<'_> {
             .filter(|&s| s != 0.0)
             .unwrap_or((scaled_by as f64).powf(-0.5));
         let moe = self.moe()?;
-        let ropes = self.ropes(latent.map_or(head_dim, |l| l.rope), context)?;
+        let ropes = self.ropes(rotating(latent.map_or(head_dim, |l| l.rope))?, context)?;
         if latent.is_some()
             && let Some(RopeScaling::Yarn {
                 factor,

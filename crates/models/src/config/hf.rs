@@ -4,6 +4,7 @@ use serde_json::{Map, Value};
 
 use super::{
     Activation, Config, ConfigError, Latent, Layer, Moe, QkNorm, Rope, RopeScaling, StatedRope,
+    rotating,
 };
 use crate::Architecture;
 use crate::rope::{rope, yarn_magnitude};
@@ -72,7 +73,7 @@ impl Reader<'_> {
             _ => (head_dim as f64).powf(-0.5),
         };
         let moe = self.moe()?;
-        let ropes = self.ropes(latent.map_or(head_dim, |l| l.rope), context)?;
+        let ropes = self.ropes(rotating(latent.map_or(head_dim, |l| l.rope))?, context)?;
         if let Some(RopeScaling::Yarn {
             factor,
             mscale_all_dim,
