@@ -4,6 +4,7 @@
 #   MOCK_ONLY=1 tests/browser/run.sh     only what needs no binary
 # Pictures are left in tests/browser/shots/.
 set -euo pipefail
+if [ -n "${SEDGE_BIN:-}" ]; then export SEDGE_BIN="$(realpath "$SEDGE_BIN")"; fi
 cd "$(dirname "$0")"
 
 chromium="${CHROMIUM:-/usr/bin/chromium}"

@@ -2,6 +2,7 @@
 # Drives the real binary with clients that people use: the openai package, an agent framework and
 # curl. The binary is $SEDGE_BIN, or the newest build in target/. Further arguments go to pytest.
 set -euo pipefail
+if [ -n "${SEDGE_BIN:-}" ]; then export SEDGE_BIN="$(realpath "$SEDGE_BIN")"; fi
 cd "$(dirname "$0")"
 
 venv="${SEDGE_CLIENTS_VENV:-$PWD/.venv}"
