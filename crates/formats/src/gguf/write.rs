@@ -61,10 +61,10 @@ pub fn write<E: From<io::Error>>(
     Ok(())
 }
 
-/// Writes what [`write`] does to any stream. Honours `general.alignment` (32 if absent).
+/// Writes what [`write()`] does to any stream. Honours `general.alignment` (32 if absent).
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_to<E: From<io::Error>>(
     mut out: impl Write,
     metadata: &IndexMap<String, Value>,
