@@ -126,6 +126,7 @@ mod tests {
         context: 100,
         pages: 3,
         bidirectional: false,
+        pooling: sedge_models::config::Pooling::Mean,
     };
 
     fn refused(request: Request) -> SubmitError {

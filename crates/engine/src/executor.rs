@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use sedge_kernels::{KvPages, KvType, Team};
+use sedge_models::config::Pooling;
 use sedge_models::{Batch, Model, Outputs, Workspace};
 
 /// What the engine must know of a model to plan for it.
@@ -18,6 +19,8 @@ pub struct Shape {
     pub pages: usize,
     /// Every token sees the whole sequence, so a sequence is computed in one step (encoders).
     pub bidirectional: bool,
+    /// Which hidden states make an embedding.
+    pub pooling: Pooling,
 }
 
 /// Runs batches. Owns the weights' working memory and the pages.
@@ -75,6 +78,7 @@ impl Executor for CpuExecutor {
             context: self.context,
             pages: self.kv.pages(),
             bidirectional: config.bidirectional(),
+            pooling: config.pooling,
         }
     }
 

@@ -60,7 +60,7 @@ pub enum Constraint {
 pub enum Goal {
     /// Tokens that continue the prompt.
     Generate,
-    /// The mean of the prompt's final hidden states, `[hidden]`, not normalised.
+    /// The prompt's final hidden states pooled as the model wants it, `[hidden]`, not normalised.
     Embed,
 }
 

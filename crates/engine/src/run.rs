@@ -201,7 +201,10 @@ impl Handle {
     /// What a checked request asks for, and its prompt.
     fn work(&self, request: Request) -> Result<(Work, Vec<u32>), SubmitError> {
         if request.goal == Goal::Embed {
-            return Ok((Work::Embedding(Mean::default()), request.prompt));
+            return Ok((
+                Work::Embedding(Mean::new(self.shape.pooling)),
+                request.prompt,
+            ));
         }
         let grammar = match (&request.constraint, &self.grammars) {
             (Some(constraint), Some(grammars)) => Some(grammars.compile(constraint)?),

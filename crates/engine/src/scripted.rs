@@ -17,6 +17,7 @@ pub(crate) const SHAPE: Shape = Shape {
     context: 256,
     pages: 64,
     bidirectional: false,
+    pooling: sedge_models::config::Pooling::Mean,
 };
 
 // Tokens that make trouble, in models of that vocabulary only.

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use sedge_formats::tokenizer::{TextStream, Tokenizer};
 use sedge_models::Outputs;
+use sedge_models::config::Pooling;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::constraint::Grammar;
@@ -58,11 +59,12 @@ pub(crate) struct Answer {
     pub(crate) scored: Option<Vec<Logprob>>,
 }
 
-/// A mean of hidden states that are added one at a time.
+/// A mean of hidden states that are added one at a time: of all, of the first or of the last.
 #[derive(Debug, Default)]
 pub(crate) struct Mean {
     sum: Vec<f64>,
     rows: usize,
+    pooling: Pooling,
 }
 
 /// What a sequence needs to take a step's outputs.
@@ -153,7 +155,7 @@ impl Sequence {
 
     /// Whether the hidden state of a position is wanted.
     pub(crate) fn wants_hidden(&self, position: usize) -> bool {
-        matches!(&self.work, Work::Embedding(mean) if position >= mean.rows)
+        matches!(&self.work, Work::Embedding(mean) if mean.wants(position, self.tokens.len()))
     }
 
     /// Takes the outputs of its next `tokens`: rows from `logits` and `hidden` on, those that
@@ -350,6 +352,22 @@ impl Answer {
 }
 
 impl Mean {
+    pub(crate) fn new(pooling: Pooling) -> Mean {
+        Mean {
+            pooling,
+            ..Mean::default()
+        }
+    }
+
+    /// Whether a position's state is part of it and not yet added.
+    fn wants(&self, position: usize, tokens: usize) -> bool {
+        match self.pooling {
+            Pooling::Mean => position >= self.rows,
+            Pooling::First => position == 0 && self.rows == 0,
+            Pooling::Last => position + 1 == tokens,
+        }
+    }
+
     fn add(&mut self, row: &[f32]) {
         self.sum.resize(row.len(), 0.0);
         self.sum

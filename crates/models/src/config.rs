@@ -34,6 +34,18 @@ pub enum QkNorm {
     Whole,
 }
 
+/// Which hidden states make a text's embedding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Pooling {
+    /// The mean of all.
+    #[default]
+    Mean,
+    /// The first token's (BERT's CLS).
+    First,
+    /// The last token's.
+    Last,
+}
+
 /// One way of rotating.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
@@ -196,6 +208,8 @@ pub struct Config {
     pub latent: Option<Latent>,
     /// Token types of an encoder; 0 for decoders.
     pub token_types: usize,
+    /// Which hidden states make an embedding.
+    pub pooling: Pooling,
 }
 
 /// Why a configuration is of no use.
@@ -337,6 +351,21 @@ impl Config {
         }
         if self.layers.iter().any(|l| l.window == Some(0)) {
             return Err(ConfigError::invalid("sliding window", 0, "at least 1"));
+        }
+        if self.bidirectional() && self.heads * self.head_dim != self.hidden {
+            let found = format!("{} of {}", self.heads, self.head_dim);
+            let expected = format!("together {}", self.hidden);
+            return Err(ConfigError::invalid("attention heads", found, expected));
+        }
+        // Encoders use the exact form, decoders the others.
+        if self.bidirectional() != (self.activation == Activation::Gelu) {
+            let found = format!("{:?}", self.activation);
+            let expected = if self.bidirectional() {
+                "gelu"
+            } else {
+                "silu or gelu_pytorch_tanh"
+            };
+            return Err(ConfigError::invalid("hidden_act", found, expected));
         }
         match &self.moe {
             Some(m) => {

@@ -193,6 +193,8 @@ fn from_gguf(input: &Path) -> Result<Parts, ConvertError> {
 
 fn from_folder(input: &Path) -> Result<Parts, ConvertError> {
     let folder = Folder::open(input)?;
+    // Only what can be computed is written, so every shape is known to be right from here on.
+    folder.check()?;
     let config = &folder.config;
     let mut metadata = config::to_gguf(config);
     metadata.insert("general.name".into(), Value::String(folder.name.clone()));
@@ -332,9 +334,17 @@ impl Part {
             })
         })?;
         let mut out = Vec::with_capacity(self.to.bytes_for(self.stored.values()).unwrap_or(0));
+        if self.stored.values() == 0 {
+            return Ok(Bytes::new());
+        }
+        // A bias has a value for each row.
+        let unit = match self.stored.shape.len() {
+            1 => row_bytes / cols,
+            _ => row_bytes,
+        };
         for piece in &self.stored.pieces {
             let piece = match self.permute {
-                Some(heads) => permute(piece, heads, piece.len() / row_bytes.max(1), row_bytes),
+                Some(heads) => permute(piece, heads, piece.len() / unit, unit),
                 None => piece.clone(),
             };
             if self.to == self.stored.dtype {

@@ -10,7 +10,7 @@ use sedge_formats::tokenizer::{Tokenizer, TokenizerError};
 use sedge_kernels::{DType, KvPages, KvShape, Team};
 
 use crate::batch::{Batch, Outputs};
-use crate::config::{self, Config, ConfigError};
+use crate::config::{self, Config, ConfigError, Pooling};
 use crate::decoder::{Decoder, Scratch};
 use crate::encoder::{Encoder, EncoderScratch};
 use crate::tensors::{TensorError, Tensors};
@@ -54,14 +54,6 @@ pub enum OpenError {
     /// The tensors do not fit the configuration.
     #[error(transparent)]
     Tensor(#[from] TensorError),
-    /// A token that the vocabulary has is not in the model's.
-    #[error("the tokenizer has {tokenizer} tokens, the model {model}")]
-    Vocabulary {
-        /// Tokens of the tokenizer.
-        tokenizer: usize,
-        /// Rows of the embeddings.
-        model: usize,
-    },
 }
 
 /// A model that can run.
@@ -265,8 +257,9 @@ impl Folder {
                 });
             }
         };
-        let config =
+        let mut config =
             config::from_hf(&text).map_err(|source| OpenError::Config { place, source })?;
+        config.pooling = pooling(path)?;
         let checkpoint = Checkpoint::open(path)?;
         let tensors = Tensors::from_hf(&checkpoint, config.architecture)?;
         let tokenizer = match path.join("tokenizer.json").is_file() {
@@ -345,6 +338,54 @@ fn info(name: String, container: &'static str, tensors: Vec<TensorFact>) -> Info
     }
 }
 
+impl Folder {
+    /// Whether the tensors make the model that the configuration describes.
+    pub(crate) fn check(&self) -> Result<(), OpenError> {
+        load(self.config.clone(), &self.tensors).map(|_| ())
+    }
+}
+
+fn load(config: Config, tensors: &Tensors) -> Result<Model, OpenError> {
+    Ok(match config.bidirectional() {
+        true => Model::Encoder(Encoder::load(config, tensors)?),
+        false => Model::Decoder(Decoder::load(config, tensors)?),
+    })
+}
+
+/// What a sentence-transformers folder says of pooling; the mean if it says nothing.
+fn pooling(folder: &Path) -> Result<Pooling, OpenError> {
+    let path = folder.join("1_Pooling").join("config.json");
+    let Ok(text) = std::fs::read_to_string(&path) else {
+        return Ok(Pooling::Mean);
+    };
+    let place = path.display().to_string();
+    let json: serde_json::Value =
+        serde_json::from_str(&text).map_err(|error| OpenError::Config {
+            place: place.clone(),
+            source: ConfigError::Json(error.to_string()),
+        })?;
+    let modes: Vec<&str> = json
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(key, on)| key.starts_with("pooling_mode_") && on.as_bool() == Some(true))
+        .map(|(key, _)| key.as_str())
+        .collect();
+    match modes[..] {
+        [] | ["pooling_mode_mean_tokens"] => Ok(Pooling::Mean),
+        ["pooling_mode_cls_token"] => Ok(Pooling::First),
+        ["pooling_mode_lasttoken"] => Ok(Pooling::Last),
+        _ => Err(OpenError::Config {
+            place,
+            source: ConfigError::invalid(
+                "pooling",
+                modes.join(" and "),
+                "mean tokens, the cls token or the last token",
+            ),
+        }),
+    }
+}
+
 fn recommended_by_json(text: &str) -> Recommended {
     let json: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
     let number = |key: &str| json.get(key).and_then(serde_json::Value::as_f64);
@@ -367,20 +408,10 @@ fn finish(
     info: Info,
     recommended: Recommended,
 ) -> Result<Opened, OpenError> {
-    // Padding rows in the embeddings are common; ids beyond them would be read out of range.
-    if let Some(t) = tokenizer.as_ref().filter(|t| t.len() > config.vocab) {
-        return Err(OpenError::Vocabulary {
-            tokenizer: t.len(),
-            model: config.vocab,
-        });
-    }
     let chat_template = tokenizer
         .as_ref()
         .and_then(|t| t.chat_template().map(String::from));
-    let model = match config.bidirectional() {
-        true => Model::Encoder(Encoder::load(config, tensors)?),
-        false => Model::Decoder(Decoder::load(config, tensors)?),
-    };
+    let model = load(config, tensors)?;
     Ok(Opened {
         model,
         tokenizer: tokenizer.map(Arc::new),

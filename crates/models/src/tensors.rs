@@ -130,8 +130,13 @@ impl Tensors {
                     }
                     each[index] = Some(stored);
                 }
+                // The towers of a vision-language checkpoint are not the text model's.
+                None if ["vision_tower.", "multi_modal_projector."]
+                    .iter()
+                    .any(|part| original.contains(part)) => {}
                 None => {
-                    map.insert(original.clone(), stored);
+                    let name = original.strip_prefix("bert.").unwrap_or(original);
+                    map.insert(name.to_string(), stored);
                 }
             }
         }
@@ -355,9 +360,12 @@ fn canonical(architecture: Architecture, original: &str) -> Option<Name> {
             name = Cow::Owned(rest.to_string());
         }
     }
-    let (stem, kind) = name
-        .rsplit_once('.')
-        .filter(|(_, kind)| matches!(*kind, "weight" | "bias"))?;
+    let (stem, kind) = name.rsplit_once('.')?;
+    let kind = match kind {
+        "weight" | "gamma" => "weight",
+        "bias" | "beta" => "bias",
+        _ => return None,
+    };
     let whole = match stem {
         "embed_tokens" | "embeddings.word_embeddings" => "token_embd",
         "norm" => "output_norm",

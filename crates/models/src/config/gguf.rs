@@ -5,8 +5,8 @@ use sedge_formats::gguf::{Array, Gguf, Value};
 use sedge_kernels::{DType, dequantize};
 
 use super::{
-    Activation, Config, ConfigError, Latent, Layer, Moe, QkNorm, Rope, RopeScaling, StatedRope,
-    rotating,
+    Activation, Config, ConfigError, Latent, Layer, Moe, Pooling, QkNorm, Rope, RopeScaling,
+    StatedRope, rotating,
 };
 use crate::Architecture;
 use crate::rope::{rope, yarn_magnitude};
@@ -154,6 +154,19 @@ impl Reader<'_> {
             ropes,
             moe,
             latent,
+            pooling: match self.maybe_size("pooling_type")? {
+                None | Some(0 | 1) => Pooling::Mean,
+                Some(2) => Pooling::First,
+                Some(3) => Pooling::Last,
+                Some(other) => {
+                    let key = self.full("pooling_type");
+                    return Err(ConfigError::invalid(
+                        &key,
+                        other,
+                        "1 (mean), 2 (first) or 3 (last)",
+                    ));
+                }
+            },
             token_types: match self.architecture {
                 Bert => self
                     .file
@@ -361,6 +374,8 @@ impl Reader<'_> {
                     None => match self.architecture {
                         Gemma2 => (i + 1) % every.unwrap_or(2) != 0,
                         Gemma3 => (i + 1) % every.unwrap_or(6) != 0,
+                        // llama.cpp does not read the key in these; Sedge's files have the array.
+                        Llama | Mixtral | Olmoe | DeepseekV2 => false,
                         _ => true,
                     },
                 };
@@ -484,13 +499,20 @@ pub fn to_gguf(config: &Config) -> IndexMap<String, Value> {
     put("feed_forward_length", size(config.intermediate));
     put("attention.head_count", size(config.heads));
     put("attention.head_count_kv", size(config.kv_heads));
+    let pooling = match config.pooling {
+        Pooling::Mean => 1,
+        Pooling::First => 2,
+        Pooling::Last => 3,
+    };
+    if config.architecture == Bert || config.pooling != Pooling::Mean {
+        put("pooling_type", size(pooling));
+    }
     if config.architecture == Bert {
         put(
             "attention.layer_norm_epsilon",
             number(config.norm_eps.into()),
         );
         put("attention.causal", Value::Bool(false));
-        put("pooling_type", size(1));
         return out;
     }
     put(

@@ -3,8 +3,8 @@
 use serde_json::{Map, Value};
 
 use super::{
-    Activation, Config, ConfigError, Latent, Layer, Moe, QkNorm, Rope, RopeScaling, StatedRope,
-    rotating,
+    Activation, Config, ConfigError, Latent, Layer, Moe, Pooling, QkNorm, Rope, RopeScaling,
+    StatedRope, rotating,
 };
 use crate::Architecture;
 use crate::rope::{rope, yarn_magnitude};
@@ -45,6 +45,14 @@ impl Reader<'_> {
     fn config(&self) -> Result<Config, ConfigError> {
         use Architecture::*;
         let k = &self.keys;
+        if k.flag("use_bidirectional_attention")? == Some(true) {
+            let expected = "false: only causal decoders are known";
+            return Err(ConfigError::invalid(
+                "use_bidirectional_attention",
+                true,
+                expected,
+            ));
+        }
         let hidden = k.size("hidden_size")?;
         let heads = k.size("num_attention_heads")?;
         let layers = k.size("num_hidden_layers")?;
@@ -116,6 +124,8 @@ impl Reader<'_> {
             ropes,
             moe,
             latent,
+            // A sentence-transformers folder says it elsewhere: see `open`.
+            pooling: Pooling::Mean,
             token_types: if self.architecture == Bert {
                 k.size("type_vocab_size")?
             } else {
@@ -358,7 +368,8 @@ impl Reader<'_> {
             {
                 None
             }
-            Bert => None,
+            // The others' implementations do not read the key, so a stray one means nothing.
+            Llama | Olmoe | DeepseekV2 | Bert => None,
             _ => k.maybe_size("sliding_window")?.filter(|&w| w > 0),
         };
         let kinds = k.strings("layer_types")?;

@@ -1,0 +1,144 @@
+//! Checkpoints as they are found in the wild: other names, biases, towers, ways of pooling.
+
+mod common;
+
+use std::path::Path;
+
+use common::{Run, folder, golden};
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
+use sedge_kernels::{KvType, Team};
+use sedge_models::config::Pooling;
+use sedge_models::{convert, open};
+
+type Tensors = Vec<(String, Vec<usize>, Vec<u8>)>;
+
+/// Copies a golden checkpoint, its tensors and configuration changed.
+fn variant(
+    name: &str,
+    to: &Path,
+    config: impl Fn(String) -> String,
+    tensors: impl Fn(Tensors) -> Tensors,
+) {
+    let text = std::fs::read_to_string(folder(name).join("config.json")).unwrap();
+    std::fs::write(to.join("config.json"), config(text)).unwrap();
+    let bytes = std::fs::read(folder(name).join("model.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let all = file
+        .iter()
+        .map(|(n, t)| (n.to_string(), t.shape().to_vec(), t.data().to_vec()));
+    let all = tensors(all.collect());
+    let views = all
+        .iter()
+        .map(|(n, shape, data)| (n, TensorView::new(Dtype::F32, shape.clone(), data).unwrap()));
+    serialize_to_file(views, None, &to.join("model.safetensors")).unwrap();
+}
+
+fn values(seed: usize, len: usize) -> Vec<u8> {
+    (0..len)
+        .flat_map(|i| ((((seed + i) * 37 % 101) as f32 - 50.0) / 50.0).to_le_bytes())
+        .collect()
+}
+
+#[test]
+fn biases_of_queries_and_keys_are_converted_with_their_rows() {
+    let dir = tempfile::tempdir().unwrap();
+    variant(
+        "llama",
+        dir.path(),
+        |text| text.replace("\"attention_bias\": false", "\"attention_bias\": true"),
+        |mut all| {
+            for layer in 0..3 {
+                for (part, rows) in [("q", 64), ("k", 32), ("v", 32), ("o", 64)] {
+                    let name = format!("model.layers.{layer}.self_attn.{part}_proj.bias");
+                    all.push((name, vec![rows], values(layer * 7 + rows, rows)));
+                }
+            }
+            all
+        },
+    );
+    let ids = golden("llama").ids("input_ids");
+    let before = Run::of(open(dir.path()).unwrap(), KvType::F32).logits(&ids, ids.len());
+    let plain = Run::open("llama", KvType::F32).logits(&ids, ids.len());
+    assert_ne!(before, plain, "the biases count");
+
+    let file = dir.path().join("out.gguf");
+    convert(dir.path(), &file, None, &Team::new(1), &mut |_| {}).unwrap();
+    let after = Run::of(open(&file).unwrap(), KvType::F32).logits(&ids, ids.len());
+    for (a, b) in before.iter().zip(&after) {
+        assert!((a - b).abs() <= 1e-4);
+    }
+}
+
+#[test]
+fn old_names_of_an_encoder_are_the_same_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = |name: String| {
+        let name = name.replace("LayerNorm.weight", "LayerNorm.gamma");
+        format!("bert.{}", name.replace("LayerNorm.bias", "LayerNorm.beta"))
+    };
+    variant(
+        "bert",
+        dir.path(),
+        |text| text,
+        |all| {
+            all.into_iter()
+                .map(|(name, shape, data)| (old(name), shape, data))
+                .collect()
+        },
+    );
+    let ids = golden("bert").ids("input_ids");
+    let hidden = Run::of(open(dir.path()).unwrap(), KvType::F32).hidden(&ids);
+    assert_eq!(hidden, Run::open("bert", KvType::F32).hidden(&ids));
+}
+
+#[test]
+fn a_tower_beside_the_text_model_is_left_alone_and_a_stray_weight_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let with = |name: &'static str| {
+        variant(
+            "llama",
+            dir.path(),
+            |text| text,
+            move |mut all| {
+                all.push((name.into(), vec![4], values(1, 4)));
+                all
+            },
+        );
+        open(dir.path()).map(|_| ())
+    };
+    with("vision_tower.patch.weight").unwrap();
+    let error = with("model.layers.0.self_attn.sinks")
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("sinks"), "{error}");
+}
+
+#[test]
+fn pooling_is_read_from_its_folder_and_kept_by_conversion() {
+    let dir = tempfile::tempdir().unwrap();
+    variant("bert", dir.path(), |text| text, |all| all);
+    std::fs::create_dir(dir.path().join("1_Pooling")).unwrap();
+    let say = |json: &str| std::fs::write(dir.path().join("1_Pooling/config.json"), json).unwrap();
+    for (json, expected) in [
+        (
+            r#"{"pooling_mode_mean_tokens": true, "pooling_mode_cls_token": false}"#,
+            Pooling::Mean,
+        ),
+        (r#"{"pooling_mode_cls_token": true}"#, Pooling::First),
+        (r#"{"pooling_mode_lasttoken": true}"#, Pooling::Last),
+    ] {
+        say(json);
+        assert_eq!(open(dir.path()).unwrap().model.config().pooling, expected);
+        let file = dir.path().join("out.gguf");
+        convert(dir.path(), &file, None, &Team::new(1), &mut |_| {}).unwrap();
+        assert_eq!(open(&file).unwrap().model.config().pooling, expected);
+    }
+    say(r#"{"pooling_mode_max_tokens": true}"#);
+    assert!(
+        open(dir.path())
+            .unwrap_err()
+            .to_string()
+            .contains("pooling_mode_max_tokens")
+    );
+}
