@@ -5,6 +5,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use sedge_engine::{Executor, Shape};
 use sedge_formats::tokenizer::Tokenizer;
 use sedge_kernels::PAGE_TOKENS;
+use sedge_models::config::Pooling;
 use sedge_models::{Batch, Outputs};
 use serde_json::json;
 
@@ -149,6 +150,7 @@ impl Executor for Parrot {
             context: CONTEXT,
             pages,
             bidirectional: self.encoder,
+            pooling: Pooling::Mean,
         }
     }
 
