@@ -73,6 +73,8 @@ pub(crate) async fn serve(
         pin!(http.serve_connection(TokioIo::new(Stalling::new(stream, WRITE_PATIENCE)), service));
     loop {
         tokio::select! {
+            // First what the client has sent: a request keeps the seat.
+            biased;
             ended = connection.as_mut() => {
                 if let Err(error) = ended {
                     tracing::debug!("a connection ended: {error}");

@@ -16,7 +16,7 @@ pub(crate) struct Seats {
     most: u32,
     free: Arc<Semaphore>,
     idle: Mutex<Idle>,
-    /// A connection became idle.
+    /// A connection became idle, or did not leave when it was told to.
     rested: Notify,
 }
 
@@ -100,21 +100,37 @@ impl Seats {
 }
 
 impl Seat {
-    /// A request has come.
+    /// A request has come. A connection that was told to leave stays after all.
     pub(crate) fn work(&self) {
-        if let Some(turn) = self
-            .turn
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-        {
-            self.seats
-                .idle
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .waiting
-                .remove(&turn);
+        if self.give_up_turn() {
+            // Another is to leave instead.
+            self.seats.rested.notify_waiters();
         }
+    }
+
+    /// It is not idle any more. True if it had been told to leave.
+    fn give_up_turn(&self) -> bool {
+        let mut place = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(turn) = place.take() else {
+            return false;
+        };
+        let mut idle = self
+            .seats
+            .idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        idle.waiting.remove(&turn).is_none()
+    }
+
+    /// Whether it is idle and was told to leave since it became so.
+    fn is_told(&self) -> bool {
+        let place = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = self
+            .seats
+            .idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        place.is_some_and(|turn| !idle.waiting.contains_key(&turn))
     }
 
     /// The answer is sent.
@@ -134,15 +150,20 @@ impl Seat {
         self.seats.rested.notify_waiters();
     }
 
-    /// Waits to be told to close.
+    /// Waits to be told to close while it is idle.
     pub(crate) async fn must_leave(&self) {
-        self.leave.notified().await;
+        loop {
+            self.leave.notified().await;
+            if self.is_told() {
+                return;
+            }
+        }
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.work();
+        self.give_up_turn();
     }
 }
 
@@ -219,5 +240,27 @@ mod tests {
         }
         drop(first);
         second.await;
+    }
+
+    #[tokio::test]
+    async fn a_request_that_comes_in_time_keeps_its_seat_and_another_leaves() {
+        let seats = Seats::new(2);
+        let (first, second) = (seats.take().await, seats.take().await);
+        let mut third = Box::pin(seats.take());
+        tokio::select! {
+            biased;
+            _ = &mut third => panic!("three connections on two seats"),
+            () = tokio::task::yield_now() => {}
+        }
+        // The first has been told to leave.
+        first.work();
+        tokio::select! {
+            biased;
+            _ = &mut third => panic!("three connections on two seats"),
+            () = first.must_leave() => panic!("a busy connection left"),
+            () = second.must_leave() => {}
+        }
+        drop(second);
+        third.await;
     }
 }

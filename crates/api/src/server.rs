@@ -55,7 +55,7 @@ pub struct ServerConfig {
     pub api_keys: Vec<String>,
     /// Most bytes of a request's body.
     pub max_body: usize,
-    /// Most connections at once; further ones wait unaccepted.
+    /// Most connections at once; further ones wait unserved.
     pub max_connections: usize,
     /// A connection that has not sent a whole request head by then is closed.
     pub header_timeout: Duration,
@@ -136,16 +136,17 @@ impl Server {
             drain(&app).await;
         });
         loop {
+            // A seat is for a client that is there: taken ahead, it would cost another its own.
             let accept = async {
-                let seat = seats.take().await;
-                (listener.accept().await, seat)
+                let (stream, _) = listener.accept().await?;
+                Ok::<_, std::io::Error>((stream, seats.take().await))
             };
-            let (accepted, seat) = tokio::select! {
+            let accepted = tokio::select! {
                 () = &mut drained => break,
                 accepted = accept => accepted,
             };
             match accepted {
-                Ok((stream, _)) => {
+                Ok((stream, seat)) => {
                     let timeout = app.config.header_timeout;
                     let serving = connection::serve(
                         stream,
