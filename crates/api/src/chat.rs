@@ -60,6 +60,7 @@ impl Chat {
     fn start(app: Arc<App>, model: usize, mut request: ChatRequest) -> Result<Chat, ApiError> {
         let served = &app.models[model];
         let prompt = prompt::of_chat(served, &request)?;
+        prompt::must_fit(served, &prompt, request.max_tokens, "messages")?;
         let format = request.constraint.take();
         let constraint = force::constraint(format, &request.tools, &request.tool_choice);
         let n = request.options.n;

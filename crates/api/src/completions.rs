@@ -87,6 +87,7 @@ impl Completion {
         let (mut requests, mut choices) = (Vec::new(), Vec::new());
         for text in &request.prompts {
             let ids = prompt::of_text(&tokenizer, text);
+            prompt::must_fit(served, &ids, Some(request.max_tokens), "prompt")?;
             let echo = request.echo.then(|| match text {
                 Prompt::Text(text) => text.clone(),
                 Prompt::Ids(ids) => tokenizer.decode(ids),

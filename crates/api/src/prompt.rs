@@ -1,5 +1,6 @@
 //! From messages or texts to the token ids that the model reads.
 
+use sedge_engine::SubmitError;
 use sedge_formats::template::{ChatInput, ChatTemplate, TemplateError};
 use sedge_formats::tokenizer::Tokenizer;
 use serde_json::{Map, Value, json};
@@ -50,6 +51,24 @@ pub(crate) fn of_text(tokenizer: &Tokenizer, prompt: &Prompt) -> Vec<u32> {
         ids.remove(0);
     }
     ids
+}
+
+/// Refuses a prompt that the engine would refuse for its length, before it is copied for every
+/// answer. `max_tokens` is the answer's; `field` is where the prompt came from.
+pub(crate) fn must_fit(
+    model: &ServedModel,
+    ids: &[u32],
+    max_tokens: Option<usize>,
+    field: &str,
+) -> Result<(), ApiError> {
+    if ids.len() + usize::from(max_tokens != Some(0)) <= model.context {
+        return Ok(());
+    }
+    let error = SubmitError::TooLong {
+        prompt: ids.len(),
+        context: model.context,
+    };
+    Err(ApiError::submit(error, field))
 }
 
 /// Token ids of a text to embed, which stays text.

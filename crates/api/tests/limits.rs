@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
@@ -122,6 +122,16 @@ fn a_prompt_that_does_not_fit_is_refused() {
         (status, param, code),
         (400, json!("messages"), json!("context_length_exceeded"))
     );
+    // Refused before every answer gets a copy.
+    let long = json!({"prompt": vec![97; 200_000], "echo": true, "logprobs": 1, "n": 128});
+    let (status, param, code) = server.post("/v1/completions", &long).error();
+    assert_eq!(
+        (status, param, code),
+        (400, json!("prompt"), json!("context_length_exceeded"))
+    );
+    // One that just fits without an answer.
+    let full = json!({"prompt": vec![97; CONTEXT], "max_tokens": 0});
+    assert_eq!(server.post("/v1/completions", &full).status, 200);
     let (_, param, code) = server
         .post("/v1/embeddings", &json!({"input": "a".repeat(CONTEXT + 1)}))
         .error();
@@ -356,6 +366,28 @@ fn connections_that_send_nothing_are_closed_and_keep_nobody_out() {
     let begun = Instant::now();
     let _ = slow.read_to_end(&mut answer);
     assert!(begun.elapsed() < PATIENCE && !answer.starts_with(b"HTTP/1.1 200"));
+}
+
+#[test]
+fn a_single_seat_serves_one_client_after_the_other() {
+    let server = with(ServerConfig {
+        max_connections: 1,
+        ..config()
+    });
+    for _ in 0..5 {
+        // Nobody else wants the seat while the client thinks.
+        let mut socket = TcpStream::connect(server.address).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_millis(50)))
+            .unwrap();
+        let waited = socket.read(&mut [0]).unwrap_err().kind();
+        assert!(matches!(
+            waited,
+            ErrorKind::WouldBlock | ErrorKind::TimedOut
+        ));
+        drop(socket);
+        assert_eq!(server.post(CHAT, &chat("hello")).status, 200);
+    }
 }
 
 #[test]
