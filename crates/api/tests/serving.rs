@@ -291,6 +291,25 @@ fn a_required_call_is_made_whatever_the_model_would_rather_say() {
 }
 
 #[test]
+fn a_required_call_has_an_object_even_if_the_schema_does_not_say_so() {
+    let server = TestServer::start();
+    let reference = json!({"$ref": "#/$defs/a", "$defs": {"a": {"properties": {"b": {"type": "null"}}, "additionalProperties": false}}});
+    for parameters in [
+        json!({"additionalProperties": false}),
+        json!({"anyOf": [{"type": "integer"}, {"additionalProperties": false}]}),
+        reference,
+    ] {
+        let tools =
+            json!([{"type": "function", "function": {"name": "f", "parameters": parameters}}]);
+        let fields =
+            json!({"tools": tools, "tool_choice": "required", "max_tokens": 200, "temperature": 0});
+        let answer = server.post(CHAT, &chat("No, I will not.", fields)).ok();
+        let choice = &answer["choices"][0];
+        assert_eq!(choice["finish_reason"], "tool_calls", "{answer}");
+    }
+}
+
+#[test]
 fn formats_and_grammars_are_kept() {
     let server = TestServer::start();
     let say = |fields: Value| {

@@ -48,9 +48,14 @@ fn any_of<'a>(tools: impl Iterator<Item = &'a Tool>, other: Option<Value>) -> Va
         reference
     };
     for tool in tools {
+        let mut arguments = tool.parameters.clone();
+        if let Value::Object(map) = &mut arguments {
+            // Without a type the schema would let through what is no call, such as `3`.
+            map.entry("type").or_insert_with(|| "object".into());
+        }
         parts.push(json!({
             "type": "object",
-            "properties": {"name": {"const": tool.name}, "arguments": define(&tool.parameters)},
+            "properties": {"name": {"const": tool.name}, "arguments": define(&arguments)},
             "required": ["name", "arguments"],
             "additionalProperties": false,
         }));
@@ -130,6 +135,20 @@ mod tests {
         };
         assert_eq!(schema["anyOf"].as_array().unwrap().len(), 1);
         assert_eq!(schema["anyOf"][0]["properties"]["name"]["const"], "g");
+    }
+
+    #[test]
+    fn arguments_are_an_object_even_if_the_schema_does_not_say_so() {
+        let loose = json!({"properties": {"a": {}}});
+        let tools = [tool("f", json!({})), tool("g", loose)];
+        let schema = any_of(tools.iter(), Some(json!({})));
+        assert_eq!(schema["$defs"]["part0"], json!({"type": "object"}));
+        assert_eq!(
+            schema["$defs"]["part1"],
+            json!({"type": "object", "properties": {"a": {}}})
+        );
+        // A format may be anything.
+        assert_eq!(schema["$defs"]["part2"], json!({}));
     }
 
     #[test]
