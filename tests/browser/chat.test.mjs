@@ -131,7 +131,11 @@ describe("the sedge binary", { skip: process.env.SEDGE_URL ? false : "SEDGE_URL 
     // At this temperature most answers ramble; one that ends by itself is asked again.
     for (let tries = 0; ; tries++) {
       await ask(page, `Explain everything about the shell, part ${tries}`);
-      await page.waitForFunction(() => document.querySelector(".assistant:last-of-type .prose")?.innerText.length > 10);
+      // The new answer's own text: the one before is still on the page.
+      await page.waitForFunction((count) => {
+        const answers = document.querySelectorAll(".assistant");
+        return answers.length > count && answers[count].querySelector(".prose")?.innerText.length > 10;
+      }, tries);
       await page.keyboard.press("Escape");
       await idle(page);
       const stats = await lastAnswer(page).locator(".stats").innerText();
