@@ -225,7 +225,7 @@ impl Choice {
                 Piece::Call { name, arguments } if self.calls < self.most_calls => {
                     part.calls.push(ToolCall {
                         index: Some(self.calls),
-                        id: ids::unique("call_"),
+                        id: ids::call(),
                         kind: "function",
                         function: CalledFunction { name, arguments },
                     });

@@ -10,6 +10,17 @@ pub(crate) fn unique(prefix: &str) -> String {
     format!("{prefix}{:016x}{:08x}", random(), random() as u32)
 }
 
+/// A tool call's id: nine letters and digits, the only form that Mistral's templates take back.
+pub(crate) fn call() -> String {
+    let mut rest = RandomState::new().hash_one("call");
+    let digit = |_| {
+        let digit = (rest % 36) as u32;
+        rest /= 36;
+        char::from_digit(digit, 36).unwrap_or('0')
+    };
+    (0..9).map(digit).collect()
+}
+
 /// Seconds since 1970.
 pub(crate) fn now() -> u64 {
     SystemTime::now()
@@ -25,11 +36,17 @@ mod tests {
 
     #[test]
     fn ids_do_not_repeat() {
-        let ids: HashSet<String> = (0..10_000).map(|_| unique("call_")).collect();
+        let ids: HashSet<String> = (0..10_000).map(|_| unique("cmpl-")).collect();
         assert_eq!(ids.len(), 10_000);
         assert!(
             ids.iter()
-                .all(|id| id.starts_with("call_") && id.len() == 29)
+                .all(|id| id.starts_with("cmpl-") && id.len() == 29)
+        );
+        let ids: HashSet<String> = (0..10_000).map(|_| call()).collect();
+        assert_eq!(ids.len(), 10_000);
+        assert!(
+            ids.iter()
+                .all(|id| id.len() == 9 && id.chars().all(|c| c.is_ascii_alphanumeric()))
         );
     }
 }

@@ -25,15 +25,7 @@ pub(crate) fn of_chat(model: &ServedModel, chat: &ChatRequest) -> Result<Vec<u32
         return Err(ApiError::invalid("model", message));
     };
     let text = render(template, chat).map_err(|error| ApiError::template(&error))?;
-    let mut ids = model.tokenizer.encode(&text, false, true);
-    // Most templates write BOS themselves.
-    if model.tokenizer.adds_bos()
-        && let Some(bos) = model.tokenizer.bos()
-        && ids.first() != Some(&bos)
-    {
-        ids.insert(0, bos);
-    }
-    Ok(ids)
+    Ok(model.tokenizer.encode_chat(&text))
 }
 
 /// Token ids of a text to continue. Control tokens written out become those tokens, so that
@@ -43,14 +35,7 @@ pub(crate) fn of_text(tokenizer: &Tokenizer, prompt: &Prompt) -> Vec<u32> {
         Prompt::Ids(ids) => return ids.clone(),
         Prompt::Text(text) => text,
     };
-    let mut ids = tokenizer.encode(text, true, true);
-    let doubled = tokenizer
-        .bos()
-        .is_some_and(|bos| ids.starts_with(&[bos, bos]));
-    if doubled && tokenizer.adds_bos() {
-        ids.remove(0);
-    }
-    ids
+    tokenizer.encode_prompt(text)
 }
 
 /// Refuses a prompt that the engine would refuse for its length, before it is copied for every

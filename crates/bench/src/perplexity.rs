@@ -266,6 +266,7 @@ mod tests {
                 context: self.context,
                 pages: 64,
                 bidirectional: false,
+                pooling: sedge_models::config::Pooling::Mean,
             }
         }
 

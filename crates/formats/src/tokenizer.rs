@@ -168,6 +168,29 @@ impl Tokenizer {
         ids
     }
 
+    /// Token ids of a rendered chat. Most templates write BOS themselves; where one does not and
+    /// the vocabulary wants it, it is put first.
+    pub fn encode_chat(&self, rendered: &str) -> Vec<u32> {
+        let mut ids = self.encode(rendered, false, true);
+        if let (true, Some(bos)) = (self.adds_bos(), self.bos())
+            && ids.first() != Some(&bos)
+        {
+            ids.insert(0, bos);
+        }
+        ids
+    }
+
+    /// Token ids of a text to continue. Control tokens written out become those tokens, so that a
+    /// model's own marks can be used; a BOS among them is not doubled.
+    pub fn encode_prompt(&self, text: &str) -> Vec<u32> {
+        let mut ids = self.encode(text, true, true);
+        let doubled = self.bos().is_some_and(|bos| ids.starts_with(&[bos, bos]));
+        if doubled && self.adds_bos() {
+            ids.remove(0);
+        }
+        ids
+    }
+
     /// Text of ids, special (control) tokens left out, invalid UTF-8 replaced.
     pub fn decode(&self, ids: &[u32]) -> String {
         let mut stream = self.stream();

@@ -86,12 +86,12 @@ pub(crate) fn conversation(
         ..ChatInput::default()
     };
     let text = template.render(&input).map_err(Failure::new)?;
-    Ok(running.tokenizer.encode(&text, false, true))
+    Ok(running.tokenizer.encode_chat(&text))
 }
 
 /// Token ids of a text that the model simply continues.
 pub(crate) fn plain(running: &Running, text: &str) -> Vec<u32> {
-    running.tokenizer.encode(text, true, false)
+    running.tokenizer.encode_prompt(text)
 }
 
 /// Prints pieces as they come.
