@@ -155,10 +155,22 @@ fn limits_stops_and_seeds_shape_the_answer() {
 #[test]
 fn raw_continues_the_text_itself() {
     let prompt = "<|user|>find all files larger than 100MB<|end|><|assistant|>";
-    // Without the template, special tokens in the text are text: another prompt altogether.
-    let raw = run(&["run", "--raw", "--json", "--max-tokens", "4", prompt]);
+    // A model's own marks are recognised, as /v1/completions has it: this is the chat itself.
+    let raw = run(&["run", "--raw", "--json", prompt]);
     let raw: Value = serde_json::from_str(&text(raw)).unwrap();
-    assert!(raw["usage"]["prompt_tokens"].as_u64().unwrap() > 10);
+    assert_eq!(raw["usage"]["prompt_tokens"], 10);
+    assert_eq!(raw["text"], "`find / -size +100M`");
+    // Without marks there is no turn to answer, only a text to go on with.
+    let bare = run(&[
+        "run",
+        "--raw",
+        "--json",
+        "--max-tokens",
+        "4",
+        "find all files",
+    ]);
+    let bare: Value = serde_json::from_str(&text(bare)).unwrap();
+    assert_eq!(bare["usage"]["prompt_tokens"], 3);
 }
 
 #[test]
