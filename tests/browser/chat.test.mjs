@@ -134,13 +134,14 @@ describe("the sedge binary", { skip: process.env.SEDGE_URL ? false : "SEDGE_URL 
       // The new answer's own text: the one before is still on the page.
       await page.waitForFunction((count) => {
         const answers = document.querySelectorAll(".assistant");
-        return answers.length > count && answers[count].querySelector(".prose")?.innerText.length > 10;
+        const text = answers[count]?.querySelector(".prose")?.innerText ?? "";
+        return text.length > 10 || answers[count]?.querySelector(".stats")?.innerText;
       }, tries);
       await page.keyboard.press("Escape");
       await idle(page);
       const stats = await lastAnswer(page).locator(".stats").innerText();
       if (stats.endsWith("stopped")) break;
-      assert.ok(tries < 8, `never stopped: ${stats}`);
+      assert.ok(tries < 20, `never stopped: ${stats}`);
     }
     assert.ok((await lastAnswer(page).locator(".prose").innerText()).length > 10);
     await page.getByRole("button", { name: "New chat" }).click();
