@@ -9,7 +9,7 @@ mod encode;
 use crate::DType;
 use crate::isa::isa;
 
-pub(crate) use decode::decode;
+pub(crate) use decode::{IQ4, decode, scale_min};
 
 /// Why a buffer could not be converted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

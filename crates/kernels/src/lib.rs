@@ -9,6 +9,8 @@
 //! in a batch, in one prefill or in chunks; tests of the engine rely on it.
 #![deny(missing_docs)]
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 mod bidirectional;
 mod block;
@@ -19,6 +21,7 @@ mod kv;
 mod matmul;
 mod matrix;
 mod norm;
+mod packed;
 mod rotary;
 mod sampling;
 mod simd;
@@ -33,6 +36,7 @@ pub use kv::{KvPages, KvShape, KvType, PAGE_TOKENS};
 pub use matmul::matmul;
 pub use matrix::{Matrix, MatrixError};
 pub use norm::{layer_norm, rms_norm};
+pub use packed::{Packed, Product, Quantized, gated_product, packs, products};
 pub use rotary::{RopeStyle, rotate};
 pub use sampling::{argmax, log_softmax_in_place, softmax_in_place};
 pub use team::Team;

@@ -132,7 +132,7 @@ fn q3_k(b: &[u8; 110], out: &mut [f32; 256]) {
 /// Scale and minimum of sub-block `i` of 8, six bits each, packed in 12 bytes: the first four
 /// of each fill the low six bits of 8 bytes; of the last four, the low four bits lie in 4
 /// further bytes and the high two in the spare bits of the first 8.
-pub(super) fn scale_min(packed: &[u8], i: usize) -> (u8, u8) {
+pub(crate) fn scale_min(packed: &[u8], i: usize) -> (u8, u8) {
     if i < 4 {
         (packed[i] & 63, packed[i + 4] & 63)
     } else {
@@ -188,7 +188,7 @@ fn q6_k(b: &[u8; 210], out: &mut [f32; 256]) {
 }
 
 /// The 16 values of IQ4's four bits, from ggml.
-pub(super) const IQ4: [i8; 16] = [
+pub(crate) const IQ4: [i8; 16] = [
     -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
 ];
 

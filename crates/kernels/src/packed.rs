@@ -1,0 +1,262 @@
+//! Packed weights: integer products of quantised activations with quantised weights.
+//!
+//! Weights are repacked once, at load, from the blocks of their file into strips of 16 rows
+//! ([`layout`]); activations are quantised once per use, whatever reads them ([`Quantized`]).
+//!
+//! **Every kernel gives the same bits.** The products of a block are integers, so their order
+//! does not matter; what is rounded is fixed, for each output, by this sequence:
+//!
+//! ```text
+//! for each group of 64 columns:
+//!     t = 0
+//!     for each block of the group:
+//!         t = fma(Σ code·x, scale, t)              Σ over the block, exact, (code − zero) · x
+//!         t = fma(−minimum, Σ x, t)                where the type has minima
+//!     sum = fma(t, activation scale, sum)
+//! ```
+//!
+//! Therefore a kernel may be chosen by speed alone, and a row's result does not depend on the
+//! rows beside it.
+
+#[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+pub(crate) mod codes;
+pub(crate) mod kernels;
+pub(crate) mod layout;
+pub(crate) mod panel;
+mod portable;
+mod product;
+mod quantized;
+#[cfg(test)]
+mod tests;
+
+pub use product::{Product, gated_product, products};
+pub use quantized::Quantized;
+
+use bytes::Bytes;
+use half::f16;
+use memmap2::MmapMut;
+
+use crate::team::{Disjoint, Team};
+use crate::{DType, Matrix};
+use codes::RowUnit;
+use kernels::kernels;
+use layout::{Facts, Format, SLAB, STRIP, facts, with_format};
+
+/// A weight matrix in strips of 16 rows. Cloning shares the bytes.
+#[derive(Debug, Clone)]
+pub struct Packed {
+    dtype: DType,
+    rows: usize,
+    cols: usize,
+    /// Strip after strip; each starts on a cache line.
+    data: Bytes,
+}
+
+/// Whether matrices of this type can be packed.
+pub fn packs(dtype: DType) -> bool {
+    facts(dtype).is_some()
+}
+
+impl Packed {
+    /// Repacks a matrix on all threads; `None` for types that are not quantised.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn pack(team: &Team, w: &Matrix) -> std::io::Result<Option<Packed>> {
+        let Some(facts) = facts(w.dtype()) else {
+            return Ok(None);
+        };
+        let strip = strip_bytes(facts, w.cols());
+        let strips = w.rows().div_ceil(STRIP);
+        let mut memory = MmapMut::map_anon((strip * strips).max(64))?;
+        // Fewer, larger pages: a decode step walks through all of them. A hint; it may fail.
+        #[cfg(target_os = "linux")]
+        let _ = memory.advise(memmap2::Advice::HugePage);
+        {
+            let out = Disjoint::new(&mut memory[..strip * strips]);
+            team.run(strips, &|s| {
+                // SAFETY: each task writes the strip of its own number.
+                let out = unsafe { out.part(s * strip, strip) };
+                let rows = s * STRIP..w.rows().min((s + 1) * STRIP);
+                let stored = &w.bytes()[rows.start * w.row_bytes()..rows.end * w.row_bytes()];
+                (kernels().pack)(w.dtype(), stored, w.row_bytes(), out);
+            });
+        }
+        Ok(Some(Packed {
+            dtype: w.dtype(),
+            rows: w.rows(),
+            cols: w.cols(),
+            data: Bytes::from_owner(memory),
+        }))
+    }
+
+    /// The type that was packed.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Number of rows: the outputs of a product with this matrix.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Values in a row: the inputs of a product with this matrix.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Bytes that a product reads.
+    pub fn bytes(&self) -> usize {
+        self.data.len()
+    }
+
+    /// Decodes one row into `out`, of `cols` values: the values of the stored matrix, bit for bit.
+    ///
+    /// # Panics
+    /// When the row or the length of `out` is out of range.
+    pub fn row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        assert_eq!(out.len(), self.cols);
+        let (strip, lane) = (self.strip(row / STRIP), row % STRIP);
+        with_format!(self.dtype, decode_row(strip, lane, out));
+    }
+
+    pub(crate) fn strips(&self) -> usize {
+        self.rows.div_ceil(STRIP)
+    }
+
+    pub(crate) fn strip(&self, strip: usize) -> &[u8] {
+        let facts = facts(self.dtype).expect("only such types are packed");
+        let size = strip_bytes(facts, self.cols);
+        &self.data[strip * size..(strip + 1) * size]
+    }
+}
+
+fn strip_bytes(facts: Facts, cols: usize) -> usize {
+    cols.div_ceil(facts.unit) * facts.unit_bytes
+}
+
+/// Packs up to 16 stored rows, `row_bytes` each; rows that are missing have the value 0.
+#[inline(always)]
+pub(crate) fn pack_strip<F: Format>(stored: &[u8], row_bytes: usize, out: &mut [u8]) {
+    let stored_unit = F::UNIT / F::DTYPE.block_len() * F::DTYPE.block_bytes();
+    let mut units = [const { RowUnit::ZERO }; STRIP];
+    for (u, out) in out.chunks_exact_mut(F::UNIT_BYTES).enumerate() {
+        let here = u * stored_unit..row_bytes.min((u + 1) * stored_unit);
+        for (unit, row) in units.iter_mut().zip(stored.chunks_exact(row_bytes)) {
+            unit.read::<F>(&row[here.clone()]);
+        }
+        let (codes, scales) = out.split_at_mut(F::SCALES);
+        for (slab, out) in codes.chunks_exact_mut(F::SLAB_BYTES).enumerate() {
+            pack_slab::<F>(&units, slab, out);
+        }
+        pack_scales::<F>(&units, scales);
+    }
+}
+
+/// The planes of a slab; see [`layout`]. Column group `g` of 8 lies in vector `g % v` of a
+/// plane's `v` vectors, at the `g / v`-th field from the lowest bits.
+#[inline(always)]
+fn pack_slab<F: Format>(units: &[RowUnit; STRIP], slab: usize, out: &mut [u8]) {
+    let mut out = out.as_chunks_mut::<4>().0;
+    let mut below = 0;
+    for width in planes(F::BITS) {
+        let vectors = width;
+        let (plane, rest) = out.split_at_mut(vectors * STRIP);
+        let mask = 0x0101_0101 * ((1u32 << width) - 1);
+        for (v, plane) in plane.chunks_exact_mut(STRIP).enumerate() {
+            for (unit, out) in units.iter().zip(plane) {
+                let words = unit.codes[slab * SLAB..][..SLAB].as_chunks::<4>().0;
+                let mut word = 0;
+                for field in 0..8 / width {
+                    let code = u32::from_le_bytes(words[v + field * vectors]);
+                    word |= (code >> below & mask) << (field * width);
+                }
+                *out = word.to_le_bytes();
+            }
+        }
+        below += width;
+        out = rest;
+    }
+}
+
+/// The widths of the planes that make up a code, lowest bits first.
+pub(crate) fn planes(bits: usize) -> impl Iterator<Item = usize> {
+    [8, 4, 2, 1]
+        .into_iter()
+        .filter(move |width| bits & width != 0)
+}
+
+#[inline(always)]
+fn pack_scales<F: Format>(units: &[RowUnit; STRIP], out: &mut [u8]) {
+    let mut at = 0;
+    let mut put = |value: u16, bytes: usize| {
+        out[at..at + bytes].copy_from_slice(&value.to_le_bytes()[..bytes]);
+        at += bytes;
+    };
+    let bytes = if F::NESTED { 1 } else { 2 };
+    for block in 0..F::UNIT / F::BLOCK {
+        units.iter().for_each(|u| put(u.scales[block], bytes));
+    }
+    if F::MINIMA {
+        for block in 0..F::UNIT / F::BLOCK {
+            units.iter().for_each(|u| put(u.minima[block], bytes));
+        }
+    }
+    if F::NESTED {
+        units.iter().for_each(|u| put(u.outer[0], 2));
+        units.iter().for_each(|u| put(u.outer[1], 2));
+    }
+}
+
+/// Scale and minimum of a block for one row of a unit.
+pub(crate) fn scale_of<F: Format>(unit: &[u8], block: usize, lane: usize) -> (f32, f32) {
+    let at = block * STRIP + lane;
+    let half = |at: usize| f16::from_le_bytes([unit[at], unit[at + 1]]).to_f32();
+    let part = |start: usize, outer: usize| {
+        if F::NESTED {
+            half(F::OUTER + 2 * (outer * STRIP + lane)) * f32::from(unit[start + at] as i8)
+        } else {
+            half(start + 2 * at)
+        }
+    };
+    let minimum = if F::MINIMA { part(F::MINIMUMS, 1) } else { 0.0 };
+    (part(F::SCALES, 0), minimum)
+}
+
+/// The code of one row and column of a slab.
+pub(crate) fn code_of<F: Format>(slab: &[u8], column: usize, lane: usize) -> u8 {
+    let (group, byte) = (column / 4, column % 4);
+    let (mut start, mut below, mut code) = (0, 0, 0);
+    for width in planes(F::BITS) {
+        let at = start + group % width * 64 + lane * 4 + byte;
+        let mask = ((1u16 << width) - 1) as u8;
+        code |= (slab[at] >> (group / width * width) & mask) << below;
+        start += width * 64;
+        below += width;
+    }
+    if F::CODEBOOK {
+        code = (crate::block::IQ4[usize::from(code)] as u8) ^ 0x80;
+    }
+    code
+}
+
+fn decode_row<F: Format>(strip: &[u8], lane: usize, out: &mut [f32]) {
+    let units = strip.chunks_exact(F::UNIT_BYTES);
+    for (unit, out) in units.zip(out.chunks_mut(F::UNIT)) {
+        for (column, out) in out.iter_mut().enumerate() {
+            let slab = &unit[column / SLAB * F::SLAB_BYTES..][..F::SLAB_BYTES];
+            let code = i32::from(code_of::<F>(slab, column % SLAB, lane)) - F::ZERO;
+            let (scale, minimum) = scale_of::<F>(unit, column / F::BLOCK, lane);
+            *out = scale * code as f32;
+            if F::MINIMA {
+                *out -= minimum;
+            }
+        }
+    }
+}

@@ -1,0 +1,460 @@
+//! AVX-512 with VNNI: four columns of 16 rows are one `vpdpbusd`.
+
+use std::arch::x86_64::*;
+
+use super::kernels::Kernels;
+use super::layout::{Format, GROUP, SLAB, STRIP, with_format};
+use super::panel::{Codes, Panel};
+use super::quantized::{GroupOut, RowBlock, quantize_group};
+
+/// The set, where the machine has it.
+pub(super) fn kernels() -> Option<&'static Kernels> {
+    let there = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vnni")
+        && is_x86_feature_detected!("f16c")
+        && is_x86_feature_detected!("fma");
+    there.then_some(&AVX512)
+}
+
+// SAFETY, of every block below: the table is only handed out after detection.
+#[allow(clippy::undocumented_unsafe_blocks)] // the line above
+pub(super) static AVX512: Kernels = Kernels {
+    name: "avx512-vnni",
+    pack: |dtype, stored, row_bytes, strip| unsafe {
+        with_format!(dtype, pack(stored, row_bytes, strip));
+    },
+    quantize: |x, out| unsafe { quantize(x, out) },
+    unpack: |dtype, strip, column, columns, signed, out| unsafe {
+        with_format!(dtype, unpack(strip, column, columns, signed, out));
+    },
+    panel: |p, x, out| unsafe { panel(p, x, out) },
+    direct: Some(|dtype, strip, x, out| unsafe { with_format!(dtype, direct(strip, x, out)) }),
+    tiles: None,
+};
+
+macro_rules! avx512 {
+    ($(#[$meta:meta])* $vis:vis fn $($rest:tt)*) => {
+        $(#[$meta])*
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,f16c,fma")]
+        $vis fn $($rest)*
+    };
+}
+
+avx512! {
+fn pack<F: Format>(stored: &[u8], row_bytes: usize, strip: &mut [u8]) {
+    super::pack_strip::<F>(stored, row_bytes, strip);
+}
+}
+
+avx512! {
+fn quantize(x: &[f32; GROUP], out: GroupOut<'_>) {
+    quantize_group(x, out);
+}
+}
+
+avx512! {
+#[inline]
+fn load(bytes: &[u8; 64]) -> __m512i {
+    // SAFETY: reads the 64 bytes of the array.
+    unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+}
+}
+
+avx512! {
+#[inline]
+pub(super) fn load_f32(values: &[f32; STRIP]) -> __m512 {
+    // SAFETY: reads the 16 values of the array.
+    unsafe { _mm512_loadu_ps(values.as_ptr()) }
+}
+}
+
+avx512! {
+#[inline]
+pub(super) fn store_f32(values: &mut [f32; STRIP], v: __m512) {
+    // SAFETY: writes the 16 values of the array.
+    unsafe { _mm512_storeu_ps(values.as_mut_ptr(), v) }
+}
+}
+
+avx512! {
+/// The eight vectors of a slab's codes.
+#[inline]
+fn codes<F: Format>(slab: &[u8]) -> [__m512i; 8] {
+    let vectors = slab.as_chunks::<64>().0;
+    let mut out = [_mm512_setzero_si512(); 8];
+    if F::BITS == 8 {
+        for (out, v) in out.iter_mut().zip(vectors) {
+            *out = load(v);
+        }
+        return out;
+    }
+    let (mut start, mut below) = (0, 0);
+    for width in [4, 2, 1] {
+        if F::BITS & width == 0 {
+            continue;
+        }
+        let mask = _mm512_set1_epi8((((1 << width) - 1) << below) as i8);
+        let mut plane = [_mm512_setzero_si512(); 4];
+        for (v, plane) in plane.iter_mut().enumerate().take(width) {
+            *plane = load(&vectors[start + v]);
+        }
+        for (group, out) in out.iter_mut().enumerate() {
+            let (v, at) = (plane[group % width], group / width * width);
+            // The field, brought to where it stands in the code.
+            let v = if at >= below {
+                _mm512_srlv_epi16(v, _mm512_set1_epi16((at - below) as i16))
+            } else {
+                _mm512_sllv_epi16(v, _mm512_set1_epi16((below - at) as i16))
+            };
+            // out | v & mask
+            *out = _mm512_ternarylogic_epi32::<0xf8>(*out, v, mask);
+        }
+        start += width;
+        below += width;
+    }
+    if F::CODEBOOK {
+        let table = crate::block::IQ4.map(|v| (v as u8 ^ 0x80) as i8);
+        // SAFETY: reads the 16 bytes of the array.
+        let table = unsafe { _mm_loadu_si128(table.as_ptr().cast()) };
+        let table = _mm512_broadcast_i32x4(table);
+        for out in &mut out {
+            *out = _mm512_shuffle_epi8(table, *out);
+        }
+    }
+    out
+}
+}
+
+avx512! {
+/// The scales (or minima) of a block, from where they start in the unit.
+#[inline]
+fn scales<F: Format>(unit: &[u8], start: usize, block: usize, outer: __m512) -> __m512 {
+    if F::NESTED {
+        let bytes = &unit[start + block * STRIP..][..STRIP];
+        // SAFETY: reads the 16 bytes of the slice.
+        let bytes = unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) };
+        _mm512_mul_ps(outer, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)))
+    } else {
+        halves(&unit[start + block * STRIP * 2..])
+    }
+}
+}
+
+avx512! {
+#[inline]
+fn halves(bytes: &[u8]) -> __m512 {
+    let bytes = &bytes[..2 * STRIP];
+    // SAFETY: reads the 32 bytes of the slice.
+    _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) })
+}
+}
+
+avx512! {
+/// What multiplies nested scales, and nested minima.
+#[inline]
+fn outer<F: Format>(unit: &[u8]) -> [__m512; 2] {
+    if F::NESTED {
+        [halves(&unit[F::OUTER..]), halves(&unit[F::OUTER + 2 * STRIP..])]
+    } else {
+        [_mm512_setzero_ps(); 2]
+    }
+}
+}
+
+avx512! {
+fn unpack<F: Format>(strip: &[u8], column: usize, columns: usize, signed: bool, panel: &mut Panel) {
+    panel.shape::<F>(column, columns, signed);
+    let zero = _mm512_set1_epi8(if signed { F::ZERO as u8 as i8 } else { 0 });
+    let units = strip[column / F::UNIT * F::UNIT_BYTES..].chunks_exact(F::UNIT_BYTES);
+    let slabs = panel.codes.as_chunks_mut::<8>().0;
+    for (unit, slabs) in units.zip(slabs.chunks_exact_mut(F::UNIT / SLAB)) {
+        for (bytes, out) in unit.chunks_exact(F::SLAB_BYTES).zip(slabs) {
+            for (v, out) in codes::<F>(bytes).into_iter().zip(out) {
+                // SAFETY: writes the 64 bytes of the vector, which is aligned.
+                unsafe { _mm512_store_si512(out.0.as_mut_ptr().cast(), _mm512_sub_epi8(v, zero)) };
+            }
+        }
+    }
+    let units = strip[column / F::UNIT * F::UNIT_BYTES..].chunks_exact(F::UNIT_BYTES);
+    let blocks = F::UNIT / F::BLOCK;
+    for (unit, out) in units.clone().zip(panel.scales.chunks_exact_mut(blocks)) {
+        let [scale, _] = outer::<F>(unit);
+        for (block, out) in out.iter_mut().enumerate() {
+            store_f32(out, scales::<F>(unit, F::SCALES, block, scale));
+        }
+    }
+    if F::MINIMA {
+        for (unit, out) in units.zip(panel.minima.chunks_exact_mut(blocks)) {
+            let [_, minimum] = outer::<F>(unit);
+            for (block, out) in out.iter_mut().enumerate() {
+                store_f32(out, scales::<F>(unit, F::MINIMUMS, block, minimum));
+            }
+        }
+    }
+}
+}
+
+/// Rows `row..row + M` of a block.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    x: RowBlock<'a>,
+    row: usize,
+}
+
+impl Rows<'_> {
+    /// The cell of a group of the `m`-th row.
+    #[inline(always)]
+    fn cell(&self, group: usize, m: usize) -> usize {
+        group * self.x.height + self.row + m
+    }
+}
+
+avx512! {
+/// The sums of a block of columns start here: at what the codes' zero takes away.
+#[inline]
+fn start(zero: i32, sum: i32) -> __m512i {
+    if zero == 0 {
+        _mm512_setzero_si512()
+    } else {
+        _mm512_set1_epi32(-zero * sum)
+    }
+}
+}
+
+avx512! {
+/// Four columns of `x` for all lanes.
+#[inline]
+fn four(x: &[i8; GROUP], column: usize) -> __m512i {
+    let x = x.as_chunks::<4>().0[column / 4];
+    _mm512_set1_epi32(i32::from_le_bytes(x.map(|x| x as u8)))
+}
+}
+
+avx512! {
+/// One block's sums for `M` rows, of up to eight vectors of codes.
+#[inline]
+fn block_sums<const M: usize>(
+    codes: &[__m512i],
+    zero: i32,
+    x: &[&[i8; GROUP]; M],
+    column: usize,
+    sums: [i32; M],
+) -> [__m512; M] {
+    // Two sums for one row alone: the product's latency is five times its rate.
+    let mut even = [_mm512_setzero_si512(); M];
+    let mut odd = [_mm512_setzero_si512(); M];
+    for m in 0..M {
+        even[m] = start(zero, sums[m]);
+    }
+    for (g, &w) in codes.iter().enumerate() {
+        for m in 0..M {
+            let x = four(x[m], column + 4 * g);
+            if M == 1 && g % 2 == 1 {
+                odd[m] = _mm512_dpbusd_epi32(odd[m], w, x);
+            } else {
+                even[m] = _mm512_dpbusd_epi32(even[m], w, x);
+            }
+        }
+    }
+    let mut out = [_mm512_setzero_ps(); M];
+    for m in 0..M {
+        let sum = if M == 1 { _mm512_add_epi32(even[m], odd[m]) } else { even[m] };
+        out[m] = _mm512_cvtepi32_ps(sum);
+    }
+    out
+}
+}
+
+avx512! {
+/// `t + products · s`. The first block's `t` is 0, and a product alone is cheaper; where it is
+/// −0 and the sum +0, the group's sum comes out the same.
+#[inline]
+pub(super) fn scaled(products: __m512, s: __m512, t: __m512, first: bool) -> __m512 {
+    if first { _mm512_mul_ps(products, s) } else { _mm512_fmadd_ps(products, s, t) }
+}
+}
+
+avx512! {
+/// A whole strip with all rows of a block.
+fn direct<F: Format>(strip: &[u8], x: RowBlock<'_>, out: &mut [[f32; STRIP]]) {
+    let mut row = 0;
+    while row < x.height {
+        let rows = Rows { x, row };
+        let out = &mut out[row..];
+        row += match x.height - row {
+            4.. => direct_rows::<F, 4>(strip, rows, out),
+            2 | 3 => direct_rows::<F, 2>(strip, rows, out),
+            _ => direct_rows::<F, 1>(strip, rows, out),
+        };
+    }
+}
+}
+
+avx512! {
+fn direct_rows<F: Format, const M: usize>(
+    strip: &[u8],
+    rows: Rows<'_>,
+    out: &mut [[f32; STRIP]],
+) -> usize {
+    let x = rows.x;
+    let x_codes = x.codes.as_chunks::<GROUP>().0;
+    let (x_sums, x_slab_sums) = (x.sums.as_chunks::<4>().0, x.slab_sums.as_chunks::<2>().0);
+    let mut acc = [_mm512_setzero_ps(); M];
+    for (u, unit) in strip.chunks_exact(F::UNIT_BYTES).enumerate() {
+        let [scale, minimum] = outer::<F>(unit);
+        for g in 0..F::UNIT / GROUP {
+            let group = u * (F::UNIT / GROUP) + g;
+            let mut xs = [&x_codes[0]; M];
+            for (m, xs) in xs.iter_mut().enumerate() {
+                *xs = &x_codes[rows.cell(group, m)];
+            }
+            let mut t = [_mm512_setzero_ps(); M];
+            for half in 0..2 {
+                let slab = 2 * g + half;
+                let bytes = &unit[slab * F::SLAB_BYTES..][..F::SLAB_BYTES];
+                // Some way ahead, past the end of what one page's streams can foresee.
+                let ahead = bytes.as_ptr().wrapping_add(AHEAD);
+                for line in 0..F::BITS {
+                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast());
+                }
+                let codes = codes::<F>(bytes);
+                for part in 0..SLAB / F::BLOCK {
+                    let block = slab * (SLAB / F::BLOCK) + part;
+                    let s = scales::<F>(unit, F::SCALES, block, scale);
+                    let mut sums = [0; M];
+                    for (m, sum) in sums.iter_mut().enumerate() {
+                        let parts = &x_sums[rows.cell(group, m)];
+                        *sum = if F::BLOCK == SLAB {
+                            parts[2 * half] + parts[2 * half + 1]
+                        } else {
+                            parts[2 * half + part]
+                        };
+                    }
+                    let vectors = F::BLOCK / 4;
+                    let column = half * SLAB + part * F::BLOCK;
+                    let products = block_sums::<M>(
+                        &codes[part * vectors..(part + 1) * vectors], F::ZERO, &xs, column, sums,
+                    );
+                    for m in 0..M {
+                        t[m] = scaled(products[m], s, t[m], half == 0 && part == 0);
+                    }
+                    if F::MINIMA {
+                        let least = scales::<F>(unit, F::MINIMUMS, block, minimum);
+                        for m in 0..M {
+                            let sum = if F::BLOCK == SLAB {
+                                x_slab_sums[rows.cell(group, m)][half]
+                            } else {
+                                sums[m] as f32
+                            };
+                            t[m] = _mm512_fnmadd_ps(least, _mm512_set1_ps(sum), t[m]);
+                        }
+                    }
+                }
+            }
+            for m in 0..M {
+                let scale = _mm512_set1_ps(x.scales[rows.cell(group, m)]);
+                acc[m] = _mm512_fmadd_ps(t[m], scale, acc[m]);
+            }
+        }
+    }
+    for (acc, out) in acc.into_iter().zip(out) {
+        store_f32(out, acc);
+    }
+    M
+}
+}
+
+/// Bytes between what is read and what is asked for.
+const AHEAD: usize = 4096;
+
+avx512! {
+fn panel(p: &Panel, x: RowBlock<'_>, out: &mut [[f32; STRIP]]) {
+    assert!(!p.signed, "vpdpbusd takes unsigned codes");
+    let mut row = 0;
+    while row < x.height {
+        let rows = Rows { x, row };
+        let out = &mut out[row..];
+        row += match x.height - row {
+            8.. => panel_rows::<8>(p, rows, out),
+            4..8 => panel_rows::<4>(p, rows, out),
+            2 | 3 => panel_rows::<2>(p, rows, out),
+            _ => panel_rows::<1>(p, rows, out),
+        };
+    }
+}
+}
+
+avx512! {
+fn panel_rows<const M: usize>(p: &Panel, rows: Rows<'_>, out: &mut [[f32; STRIP]]) -> usize {
+    match (p.block, p.minima.is_empty()) {
+        (SLAB, true) => panel_kind::<M, SLAB, false>(p, rows, out),
+        (SLAB, false) => panel_kind::<M, SLAB, true>(p, rows, out),
+        (_, true) => panel_kind::<M, 16, false>(p, rows, out),
+        (_, false) => panel_kind::<M, 16, true>(p, rows, out),
+    }
+}
+}
+
+avx512! {
+fn panel_kind<const M: usize, const BLOCK: usize, const MINIMA: bool>(
+    p: &Panel,
+    rows: Rows<'_>,
+    out: &mut [[f32; STRIP]],
+) -> usize {
+    let x = rows.x;
+    let x_codes = x.codes.as_chunks::<GROUP>().0;
+    let (x_sums, x_slab_sums) = (x.sums.as_chunks::<4>().0, x.slab_sums.as_chunks::<2>().0);
+    let mut acc = [_mm512_setzero_ps(); M];
+    for (acc, out) in acc.iter_mut().zip(out.iter()) {
+        *acc = load_f32(out);
+    }
+    for g in 0..p.groups {
+        let group = p.first_group + g;
+        let mut xs = [&x_codes[0]; M];
+        for (m, xs) in xs.iter_mut().enumerate() {
+            *xs = &x_codes[rows.cell(group, m)];
+        }
+        let mut t = [_mm512_setzero_ps(); M];
+        let codes: &[Codes] = &p.codes[g * 16..(g + 1) * 16];
+        for part in 0..GROUP / BLOCK {
+            let block = g * (GROUP / BLOCK) + part;
+            let mut sums = [0; M];
+            for (m, sum) in sums.iter_mut().enumerate() {
+                let parts = &x_sums[rows.cell(group, m)];
+                *sum = if BLOCK == SLAB { parts[2 * part] + parts[2 * part + 1] } else { parts[part] };
+            }
+            let mut w = [_mm512_setzero_si512(); 8];
+            for (w, codes) in w.iter_mut().zip(&codes[part * (BLOCK / 4)..(part + 1) * (BLOCK / 4)]) {
+                *w = load(&codes.0);
+            }
+            let products = block_sums::<M>(&w[..BLOCK / 4], p.zero, &xs, part * BLOCK, sums);
+            let s = load_f32(&p.scales[block]);
+            for m in 0..M {
+                t[m] = scaled(products[m], s, t[m], part == 0);
+            }
+            if MINIMA {
+                let least = load_f32(&p.minima[block]);
+                for m in 0..M {
+                    let sum = if BLOCK == SLAB {
+                        x_slab_sums[rows.cell(group, m)][part]
+                    } else {
+                        sums[m] as f32
+                    };
+                    t[m] = _mm512_fnmadd_ps(least, _mm512_set1_ps(sum), t[m]);
+                }
+            }
+        }
+        for m in 0..M {
+            let scale = _mm512_set1_ps(x.scales[rows.cell(group, m)]);
+            acc[m] = _mm512_fmadd_ps(t[m], scale, acc[m]);
+        }
+    }
+    for (acc, out) in acc.into_iter().zip(out) {
+        store_f32(out, acc);
+    }
+    M
+}
+}

@@ -1,0 +1,215 @@
+//! Activations as 8-bit integers, quantised once for all the matrices that read them.
+
+use crate::team::{Disjoint, Team};
+
+use super::kernels::kernels;
+use super::layout::GROUP;
+
+/// Rows of a whole block: the rows of a tile.
+pub(crate) const BLOCK_ROWS: usize = 16;
+
+/// A last block of so many rows is filled up to a whole one, since a tile costs the same.
+const FILLED: usize = 6;
+
+/// `[rows, cols]` activations: for each group of 64 columns of a row, integers −127 to 127 and
+/// the f32 that multiplies them. Keeps its memory from use to use.
+///
+/// Rows lie in blocks of 16, the last one lower; in a block, the groups of all its rows follow
+/// each other: `[group][row][64]`. A block of one row is that row.
+#[derive(Debug, Default)]
+pub struct Quantized {
+    rows: usize,
+    cols: usize,
+    codes: Vec<i8>,
+    /// `[group][row]`.
+    scales: Vec<f32>,
+    /// Sums of codes of 16 columns, `[group][row][4]`.
+    sums: Vec<i32>,
+    /// Sums of codes of 32 columns, `[group][row][2]`.
+    slab_sums: Vec<f32>,
+}
+
+/// A block of rows: what a kernel reads.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RowBlock<'a> {
+    pub(crate) height: usize,
+    pub(crate) codes: &'a [i8],
+    pub(crate) scales: &'a [f32],
+    pub(crate) sums: &'a [i32],
+    pub(crate) slab_sums: &'a [f32],
+}
+
+/// One group of one row, to be written.
+pub(crate) struct GroupOut<'a> {
+    pub(crate) codes: &'a mut [i8],
+    pub(crate) scale: &'a mut f32,
+    pub(crate) sums: &'a mut [i32],
+    pub(crate) slab_sums: &'a mut [f32],
+}
+
+impl Quantized {
+    /// Rows of activations.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Values in a row.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Quantises `x`, whole rows of `cols` values. The integer is the nearest to
+    /// `127 · x / max|x|`, the maximum over the group; values that are not finite make their
+    /// group's outputs NaN.
+    ///
+    /// # Panics
+    /// When `x` is not whole rows.
+    pub fn fill(&mut self, team: &Team, x: &[f32], cols: usize) {
+        self.fill_with(
+            team,
+            x.len() / cols.max(1),
+            cols,
+            &|row, out: &mut [f32]| {
+                out.copy_from_slice(&x[row * cols..][..cols]);
+            },
+        );
+        assert_eq!(x.len(), self.rows * cols, "x is not whole rows of {cols}");
+    }
+
+    /// Quantises rows that `make` writes, on whichever thread quantises them.
+    pub fn fill_with(
+        &mut self,
+        team: &Team,
+        rows: usize,
+        cols: usize,
+        make: &(dyn Fn(usize, &mut [f32]) + Sync),
+    ) {
+        (self.rows, self.cols) = (rows, cols);
+        let (groups, heights) = (self.groups(), self.padded_rows());
+        let cells = groups * heights;
+        self.codes.resize(cells * GROUP, 0);
+        self.scales.resize(cells, 0.0);
+        self.sums.resize(cells * 4, 0);
+        self.slab_sums.resize(cells * 2, 0.0);
+        let (codes, scales) = (
+            Disjoint::new(&mut self.codes),
+            Disjoint::new(&mut self.scales),
+        );
+        let sums = Disjoint::new(&mut self.sums);
+        let slab_sums = Disjoint::new(&mut self.slab_sums);
+        team.run(heights.div_ceil(BLOCK_ROWS), &|block| {
+            let first = block * BLOCK_ROWS;
+            let height = BLOCK_ROWS.min(heights - first);
+            let (start, len) = (first * groups, height * groups);
+            // SAFETY: each task writes the cells of its own block.
+            let (codes, scales, sums, slab_sums) = unsafe {
+                (
+                    codes.part(start * GROUP, len * GROUP),
+                    scales.part(start, len),
+                    sums.part(start * 4, len * 4),
+                    slab_sums.part(start * 2, len * 2),
+                )
+            };
+            ROW.with_borrow_mut(|values| {
+                values.clear();
+                values.resize(groups * GROUP, 0.0);
+                for row in 0..height {
+                    if first + row < rows {
+                        make(first + row, &mut values[..cols]);
+                    } else {
+                        values.fill(0.0);
+                    }
+                    for (group, values) in values.as_chunks::<GROUP>().0.iter().enumerate() {
+                        let cell = group * height + row;
+                        (kernels().quantize)(
+                            values,
+                            GroupOut {
+                                codes: &mut codes[cell * GROUP..][..GROUP],
+                                scale: &mut scales[cell],
+                                sums: &mut sums[cell * 4..][..4],
+                                slab_sums: &mut slab_sums[cell * 2..][..2],
+                            },
+                        );
+                    }
+                }
+            });
+        });
+    }
+
+    pub(crate) fn groups(&self) -> usize {
+        self.cols.div_ceil(GROUP)
+    }
+
+    /// Rows with those that fill the last block up.
+    pub(crate) fn padded_rows(&self) -> usize {
+        match self.rows % BLOCK_ROWS {
+            FILLED.. => self.rows.next_multiple_of(BLOCK_ROWS),
+            _ => self.rows,
+        }
+    }
+
+    pub(crate) fn blocks(&self) -> usize {
+        self.padded_rows().div_ceil(BLOCK_ROWS)
+    }
+
+    pub(crate) fn block(&self, block: usize) -> RowBlock<'_> {
+        let first = block * BLOCK_ROWS;
+        let height = BLOCK_ROWS.min(self.padded_rows() - first);
+        let (start, len) = (first * self.groups(), height * self.groups());
+        RowBlock {
+            height,
+            codes: &self.codes[start * GROUP..][..len * GROUP],
+            scales: &self.scales[start..][..len],
+            sums: &self.sums[start * 4..][..len * 4],
+            slab_sums: &self.slab_sums[start * 2..][..len * 2],
+        }
+    }
+}
+
+thread_local! {
+    /// A row before it is quantised.
+    static ROW: std::cell::RefCell<Vec<f32>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+/// The one definition; compiled for each instruction set.
+#[inline(always)]
+pub(crate) fn quantize_group(x: &[f32; GROUP], out: GroupOut<'_>) {
+    let mut lanes = [0.0f32; 16];
+    for x in x.as_chunks::<16>().0 {
+        for (lane, x) in lanes.iter_mut().zip(x) {
+            let x = x.abs();
+            // NaN is kept: it compares as neither less nor greater.
+            *lane = if *lane >= x { *lane } else { x };
+        }
+    }
+    let mut max = lanes[0];
+    for &lane in &lanes[1..] {
+        max = if max >= lane { max } else { lane };
+    }
+    // A NaN that a later lane hid makes the sum NaN.
+    let poison: f32 = x.iter().map(|x| x * 0.0).sum();
+    let (scale, inverse) = if poison != 0.0 {
+        (f32::NAN, 0.0)
+    } else if max > 0.0 {
+        (max / 127.0, 127.0 / max)
+    } else {
+        (0.0, 0.0)
+    };
+    // Subnormal maxima have an infinite inverse; they are nothing beside other values.
+    let (scale, inverse) = if inverse.is_finite() {
+        (scale, inverse)
+    } else {
+        (0.0, 0.0)
+    };
+    *out.scale = scale;
+    for (codes, x) in out.codes.iter_mut().zip(x) {
+        let x = if poison != 0.0 { 0.0 } else { *x };
+        *codes = (x * inverse).round_ties_even() as i32 as i8;
+    }
+    for (sum, codes) in out.sums.iter_mut().zip(out.codes.as_chunks::<16>().0) {
+        *sum = codes.iter().map(|&c| i32::from(c)).sum();
+    }
+    for (slab, sums) in out.slab_sums.iter_mut().zip(out.sums.as_chunks::<2>().0) {
+        *slab = (sums[0] + sums[1]) as f32;
+    }
+}

@@ -1,0 +1,266 @@
+//! Every set against the definition, and the definition against f64.
+
+use proptest::prelude::*;
+
+use super::kernels::{self, Kernels};
+use super::product::products_on;
+use super::*;
+
+/// Reproducible values in −1 to 1.
+fn values(n: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2) + 1;
+    let mut next = move || {
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+fn types() -> Vec<DType> {
+    DType::ALL.into_iter().filter(|d| packs(*d)).collect()
+}
+
+/// Random bytes, with ordinary scales of both signs.
+fn matrix(dtype: DType, rows: usize, cols: usize, seed: u64) -> Matrix {
+    let len = dtype.bytes_for(rows * cols).unwrap();
+    let mut bytes: Vec<u8> = values(len, seed)
+        .iter()
+        .map(|v| (v * 128.0) as i8 as u8)
+        .collect();
+    let scales: &[usize] = match dtype {
+        DType::Q4_1 | DType::Q5_1 | DType::Q4K | DType::Q5K => &[0, 2],
+        DType::Q2K => &[80, 82],
+        DType::Q3K => &[108],
+        DType::Q6K => &[208],
+        _ => &[0],
+    };
+    for block in bytes.chunks_mut(dtype.block_bytes()) {
+        for &at in scales {
+            let value = f32::from(block[at] as i8) / 512.0;
+            block[at..at + 2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
+        }
+    }
+    Matrix::new(dtype, rows, cols, bytes.into()).unwrap()
+}
+
+fn columns(dtype: DType, pick: usize) -> usize {
+    dtype.block_len()
+        * if dtype.block_len() == 32 {
+            [1, 2, 3, 7, 64, 67][pick % 6]
+        } else {
+            [1, 2, 9][pick % 3]
+        }
+}
+
+fn packed(w: &Matrix) -> Packed {
+    Packed::pack(&Team::new(2), w).unwrap().unwrap()
+}
+
+fn product(k: &Kernels, threads: usize, x: &[f32], w: &Packed) -> Vec<f32> {
+    let team = Team::new(threads);
+    let mut quantized = Quantized::default();
+    quantized.fill(&team, x, w.cols());
+    let mut out = vec![f32::NAN; x.len() / w.cols() * w.rows()];
+    products_on(
+        k,
+        &team,
+        &quantized,
+        &mut [Product {
+            weight: w,
+            bias: None,
+            out: &mut out,
+            add: false,
+        }],
+    );
+    out
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 120, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn a_packed_row_has_the_values_of_the_stored_one(d in 0usize..12, n in 1usize..40, pick in 0usize..6, seed: u32) {
+        let dtype = types()[d];
+        let w = matrix(dtype, n, columns(dtype, pick), seed.into());
+        let p = packed(&w);
+        let (mut a, mut b) = (vec![0.0; w.cols()], vec![0.0; w.cols()]);
+        for row in 0..n {
+            w.row(row, &mut a);
+            p.row(row, &mut b);
+            for (a, b) in a.iter().zip(&b) {
+                prop_assert!(a == b, "{dtype}: {a}, packed {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_set_packs_quantises_and_multiplies_to_the_same_bits(
+        d in 0usize..12, m in 1usize..50, n in 1usize..40, pick in 0usize..6, seed: u32, threads in 1usize..3,
+    ) {
+        let dtype = types()[d];
+        let k = columns(dtype, pick);
+        let w = matrix(dtype, n, k, seed.into());
+        let p = packed(&w);
+        let x = values(m * k, u64::from(seed) + 1);
+        let expected = product(&kernels::PORTABLE, 1, &x, &p);
+        for set in kernels::all() {
+            let facts = facts(dtype).unwrap();
+            let mut strip = vec![0u8; strip_bytes(facts, k)];
+            let rows = n.min(STRIP) * w.row_bytes();
+            (set.pack)(dtype, &w.bytes()[..rows], w.row_bytes(), &mut strip);
+            prop_assert!(strip == p.strip(0), "{dtype}: {} packs otherwise", set.name);
+            let out = product(set, threads, &x, &p);
+            for (i, (a, b)) in out.iter().zip(&expected).enumerate() {
+                prop_assert!(a == b, "{dtype}, {}: output {i} of {m} × {n} × {k} is {a}, not {b}", set.name);
+            }
+        }
+    }
+
+    #[test]
+    fn the_definition_is_near_f64(d in 0usize..12, m in 1usize..4, pick in 0usize..6, seed: u32, power in -12i32..12) {
+        let dtype = types()[d];
+        let (n, k) = (19, columns(dtype, pick));
+        let w = matrix(dtype, n, k, seed.into());
+        let mut x = values(m * k, u64::from(seed) + 1);
+        x.iter_mut().for_each(|x| *x *= 10f32.powi(power));
+        let out = product(&kernels::PORTABLE, 1, &x, &packed(&w));
+        let mut row = vec![0.0; k];
+        for r in 0..n {
+            w.row(r, &mut row);
+            for (i, x) in x.chunks(k).enumerate() {
+                let exact: f64 = x.iter().zip(&row).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                // An activation is off by at most half a step of its group, here 1/254 of the
+                // largest value there is.
+                let largest = f64::from(x.iter().fold(0f32, |a, b| a.max(b.abs())));
+                let weights: f64 = row.iter().map(|w| f64::from(w.abs())).sum();
+                let size: f64 = x.iter().zip(&row).map(|(a, b)| f64::from((a * b).abs())).sum();
+                let bound = weights * largest / 253.0 + size * 1e-4 + 1e-30;
+                let y = f64::from(out[i * n + r]);
+                prop_assert!((y - exact).abs() <= bound, "{dtype}: {y}, not {exact}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_its_batch(d in 0usize..12, m in 2usize..40, n in 1usize..40, pick in 0usize..6, seed: u32) {
+        let dtype = types()[d];
+        let k = columns(dtype, pick);
+        let p = packed(&matrix(dtype, n, k, seed.into()));
+        let x = values(m * k, u64::from(seed) + 1);
+        for set in kernels::all() {
+            let all = product(set, 2, &x, &p);
+            for (x, y) in x.chunks(k).zip(all.chunks(n)) {
+                prop_assert_eq!(&product(set, 1, x, &p)[..], y);
+            }
+        }
+    }
+
+    #[test]
+    fn every_set_quantises_alike(seed: u32, power in -40i32..38, sparse in any::<bool>()) {
+        let mut x = values(layout::GROUP, seed.into());
+        x.iter_mut().enumerate().for_each(|(i, x)| {
+            *x *= if sparse && i % 7 > 0 { 0.0 } else { 10f32.powi(power) };
+        });
+        let x: [f32; layout::GROUP] = x.try_into().unwrap();
+        let run = |k: &Kernels| {
+            let (mut codes, mut scale, mut sums, mut slab_sums) = ([0; 64], 0.0, [0; 4], [0.0; 2]);
+            (k.quantize)(&x, quantized::GroupOut {
+                codes: &mut codes, scale: &mut scale, sums: &mut sums, slab_sums: &mut slab_sums,
+            });
+            (codes, scale.to_bits(), sums, slab_sums.map(f32::to_bits))
+        };
+        let expected = run(&kernels::PORTABLE);
+        for (code, x) in expected.0.iter().zip(&x) {
+            let back = f32::from(*code) * f32::from_bits(expected.1);
+            let largest = x.abs().max(expected.1 as f32 * 0.0);
+            prop_assert!((back - x).abs() <= f32::from_bits(expected.1) * 0.51 + largest * 1e-6 + 1e-37);
+        }
+        for set in kernels::all() {
+            prop_assert_eq!(&run(set), &expected);
+        }
+    }
+}
+
+#[test]
+fn several_matrices_biases_and_sums_are_the_products_one_by_one() {
+    let team = Team::new(2);
+    let (a, b) = (
+        packed(&matrix(DType::Q4K, 33, 512, 1)),
+        packed(&matrix(DType::Q6K, 7, 512, 2)),
+    );
+    for m in [1, 5, 40] {
+        let x = values(m * 512, 3);
+        let mut q = Quantized::default();
+        q.fill(&team, &x, 512);
+        let bias = values(33, 4);
+        let (mut out_a, mut out_b) = (vec![1.0; m * 33], vec![2.0; m * 7]);
+        products(
+            &team,
+            &q,
+            &mut [
+                Product {
+                    weight: &a,
+                    bias: Some(&bias),
+                    out: &mut out_a,
+                    add: false,
+                },
+                Product {
+                    weight: &b,
+                    bias: None,
+                    out: &mut out_b,
+                    add: true,
+                },
+            ],
+        );
+        let alone_a = product(kernels::kernels(), 1, &x, &a);
+        let alone_b = product(kernels::kernels(), 1, &x, &b);
+        for (i, (out, alone)) in out_a.iter().zip(alone_a).enumerate() {
+            assert_eq!(*out, alone + bias[i % 33]);
+        }
+        for (out, alone) in out_b.iter().zip(alone_b) {
+            assert_eq!(*out, 2.0 + alone);
+        }
+        let other = packed(&matrix(DType::Q4K, 33, 512, 9));
+        let mut out = vec![0.0; m * 33];
+        gated_product(
+            &team,
+            &q,
+            (&a, Some(&bias)),
+            (&other, None),
+            crate::silu_mul,
+            &mut out,
+        );
+        let mut expected = out_a;
+        crate::silu_mul(&mut expected, &product(kernels::kernels(), 1, &x, &other));
+        assert_eq!(out, expected);
+    }
+}
+
+#[test]
+fn what_is_not_finite_spoils_its_row_alone() {
+    let p = packed(&matrix(DType::Q8_0, 20, 128, 1));
+    for m in [3, 20] {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut x = values(m * 128, 2);
+            x[128 + 5] = bad;
+            for set in kernels::all() {
+                let out = product(set, 1, &x, &p);
+                for (row, out) in out.chunks(20).enumerate() {
+                    assert!(
+                        out.iter().all(|v| v.is_nan() == (row == 1)),
+                        "{} {row}",
+                        set.name
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn plain_types_are_not_packed() {
+    let w = Matrix::from_f32(2, 32, &[1.0; 64]).unwrap();
+    assert!(Packed::pack(&Team::new(1), &w).unwrap().is_none());
+}
