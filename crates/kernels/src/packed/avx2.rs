@@ -25,8 +25,8 @@ static AVX2: Kernels = Kernels {
         with_format!(dtype, pack(stored, row_bytes, strip));
     },
     quantize: |x, out| unsafe { quantize(x, out) },
-    unpack: |dtype, strip, column, columns, signed, out| unsafe {
-        with_format!(dtype, unpack(strip, column, columns, signed, out));
+    unpack: |dtype, strip, signed, out| unsafe {
+        with_format!(dtype, unpack(strip, signed, out));
     },
     panel: |p, x, out| unsafe { panel(p, x, out) },
     direct: Some(|dtype, strip, x, out| unsafe { with_format!(dtype, direct(strip, x, out)) }),
@@ -160,12 +160,11 @@ fn outer<F: Format>(unit: &[u8], half: usize) -> [__m256; 2] {
 }
 
 avx2! {
-fn unpack<F: Format>(strip: &[u8], column: usize, columns: usize, signed: bool, panel: &mut Panel) {
-    panel.shape::<F>(column, columns, signed);
+fn unpack<F: Format>(strip: &[u8], signed: bool, panel: &mut Panel) {
+    panel.shape::<F>(strip.len() / F::UNIT_BYTES, signed);
     let zero = _mm256_set1_epi8(if signed { F::ZERO as u8 as i8 } else { 0 });
     let blocks = F::UNIT / F::BLOCK;
-    let units = strip[column / F::UNIT * F::UNIT_BYTES..].chunks_exact(F::UNIT_BYTES);
-    for (u, unit) in units.take(columns / F::UNIT).enumerate() {
+    for (u, unit) in strip.chunks_exact(F::UNIT_BYTES).enumerate() {
         for half in 0..2 {
             for slab in 0..F::UNIT / SLAB {
                 let bytes = &unit[slab * F::SLAB_BYTES..][..F::SLAB_BYTES];
@@ -256,7 +255,7 @@ fn direct_rows<F: Format, const M: usize>(
     row: usize,
     out: &mut [[f32; STRIP]],
 ) -> usize {
-    let x_codes = x.codes.as_chunks::<GROUP>().0;
+    let x_codes = x.codes;
     let (x_sums, x_slab_sums) = (x.sums.as_chunks::<4>().0, x.slab_sums.as_chunks::<2>().0);
     let mut acc = [[_mm256_setzero_ps(); M]; 2];
     for (u, unit) in strip.chunks_exact(F::UNIT_BYTES).enumerate() {
@@ -264,8 +263,8 @@ fn direct_rows<F: Format, const M: usize>(
             let [scale, minimum] = outer::<F>(unit, half);
             for g in 0..F::UNIT / GROUP {
                 let cell = (u * (F::UNIT / GROUP) + g) * x.height + row;
-                let mut xs = [&x_codes[0]; M];
-                xs.iter_mut().zip(&x_codes[cell..]).for_each(|(to, x)| *to = x);
+                let mut xs = [&x_codes[0].0; M];
+                xs.iter_mut().zip(&x_codes[cell..]).for_each(|(to, x)| *to = &x.0);
                 let mut t = [_mm256_setzero_ps(); M];
                 for part in 0..GROUP / F::BLOCK {
                     let slab = 2 * g + part * F::BLOCK / SLAB;
@@ -347,18 +346,15 @@ fn panel_rows<const M: usize, const NARROW: bool>(
     row: usize,
     out: &mut [[f32; STRIP]],
 ) -> usize {
-    let x_codes = x.codes.as_chunks::<GROUP>().0;
+    let x_codes = x.codes;
     let (x_sums, x_slab_sums) = (x.sums.as_chunks::<4>().0, x.slab_sums.as_chunks::<2>().0);
     let zero = _mm256_set1_epi8(p.zero as u8 as i8);
     for half in 0..2 {
         let mut acc = [_mm256_setzero_ps(); M];
-        for m in 0..M {
-            acc[m] = load_f32(&out[m][8 * half..]);
-        }
         for g in 0..p.groups {
-            let cell = (p.first_group + g) * x.height + row;
-            let mut xs = [&x_codes[0]; M];
-            xs.iter_mut().zip(&x_codes[cell..]).for_each(|(to, x)| *to = x);
+            let cell = g * x.height + row;
+            let mut xs = [&x_codes[0].0; M];
+            xs.iter_mut().zip(&x_codes[cell..]).for_each(|(to, x)| *to = &x.0);
             let mut t = [_mm256_setzero_ps(); M];
             let parts = GROUP / p.block;
             for part in 0..parts {

@@ -27,8 +27,8 @@ pub(super) static AVX512: Kernels = Kernels {
         with_format!(dtype, pack(stored, row_bytes, strip));
     },
     quantize: |x, out| unsafe { quantize(x, out) },
-    unpack: |dtype, strip, column, columns, signed, out| unsafe {
-        with_format!(dtype, unpack(strip, column, columns, signed, out));
+    unpack: |dtype, strip, signed, out| unsafe {
+        with_format!(dtype, unpack(strip, signed, out));
     },
     panel: |p, x, out| unsafe { panel(p, x, out) },
     direct: Some(|dtype, strip, x, out| unsafe { with_format!(dtype, direct(strip, x, out)) }),
@@ -165,10 +165,10 @@ fn outer<F: Format>(unit: &[u8]) -> [__m512; 2] {
 }
 
 avx512! {
-fn unpack<F: Format>(strip: &[u8], column: usize, columns: usize, signed: bool, panel: &mut Panel) {
-    panel.shape::<F>(column, columns, signed);
+fn unpack<F: Format>(strip: &[u8], signed: bool, panel: &mut Panel) {
+    panel.shape::<F>(strip.len() / F::UNIT_BYTES, signed);
     let zero = _mm512_set1_epi8(if signed { F::ZERO as u8 as i8 } else { 0 });
-    let units = strip[column / F::UNIT * F::UNIT_BYTES..].chunks_exact(F::UNIT_BYTES);
+    let units = strip.chunks_exact(F::UNIT_BYTES);
     let slabs = panel.codes.as_chunks_mut::<8>().0;
     for (unit, slabs) in units.zip(slabs.chunks_exact_mut(F::UNIT / SLAB)) {
         for (bytes, out) in unit.chunks_exact(F::SLAB_BYTES).zip(slabs) {
@@ -178,7 +178,7 @@ fn unpack<F: Format>(strip: &[u8], column: usize, columns: usize, signed: bool, 
             }
         }
     }
-    let units = strip[column / F::UNIT * F::UNIT_BYTES..].chunks_exact(F::UNIT_BYTES);
+    let units = strip.chunks_exact(F::UNIT_BYTES);
     let blocks = F::UNIT / F::BLOCK;
     for (unit, out) in units.clone().zip(panel.scales.chunks_exact_mut(blocks)) {
         let [scale, _] = outer::<F>(unit);
@@ -300,16 +300,16 @@ fn direct_rows<F: Format, const M: usize>(
     out: &mut [[f32; STRIP]],
 ) -> usize {
     let x = rows.x;
-    let x_codes = x.codes.as_chunks::<GROUP>().0;
+    let x_codes = x.codes;
     let (x_sums, x_slab_sums) = (x.sums.as_chunks::<4>().0, x.slab_sums.as_chunks::<2>().0);
     let mut acc = [_mm512_setzero_ps(); M];
     for (u, unit) in strip.chunks_exact(F::UNIT_BYTES).enumerate() {
         let [scale, minimum] = outer::<F>(unit);
         for g in 0..F::UNIT / GROUP {
             let group = u * (F::UNIT / GROUP) + g;
-            let mut xs = [&x_codes[0]; M];
+            let mut xs = [&x_codes[0].0; M];
             for (m, xs) in xs.iter_mut().enumerate() {
-                *xs = &x_codes[rows.cell(group, m)];
+                *xs = &x_codes[rows.cell(group, m)].0;
             }
             let mut t = [_mm512_setzero_ps(); M];
             for half in 0..2 {
@@ -405,17 +405,14 @@ fn panel_kind<const M: usize, const BLOCK: usize, const MINIMA: bool>(
     out: &mut [[f32; STRIP]],
 ) -> usize {
     let x = rows.x;
-    let x_codes = x.codes.as_chunks::<GROUP>().0;
+    let x_codes = x.codes;
     let (x_sums, x_slab_sums) = (x.sums.as_chunks::<4>().0, x.slab_sums.as_chunks::<2>().0);
     let mut acc = [_mm512_setzero_ps(); M];
-    for (acc, out) in acc.iter_mut().zip(out.iter()) {
-        *acc = load_f32(out);
-    }
     for g in 0..p.groups {
-        let group = p.first_group + g;
-        let mut xs = [&x_codes[0]; M];
+        let group = g;
+        let mut xs = [&x_codes[0].0; M];
         for (m, xs) in xs.iter_mut().enumerate() {
-            *xs = &x_codes[rows.cell(group, m)];
+            *xs = &x_codes[rows.cell(group, m)].0;
         }
         let mut t = [_mm512_setzero_ps(); M];
         let codes: &[Codes] = &p.codes[g * 16..(g + 1) * 16];

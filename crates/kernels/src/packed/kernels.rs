@@ -1,7 +1,6 @@
 //! The packed kernels of each instruction set, and the choice among them: made once, at run
 //! time. All give the same bits, so the choice is one of speed alone.
 
-use std::ops::Range;
 use std::sync::OnceLock;
 
 use crate::DType;
@@ -9,7 +8,7 @@ use crate::DType;
 use super::layout::{GROUP, STRIP, with_format};
 use super::panel::Panel;
 use super::portable;
-use super::quantized::{GroupOut, Quantized, RowBlock, quantize_group};
+use super::quantized::{GroupOut, RowBlock, quantize_group};
 
 /// The kernels of one instruction set.
 pub(crate) struct Kernels {
@@ -19,17 +18,30 @@ pub(crate) struct Kernels {
     pub(crate) pack: fn(DType, stored: &[u8], row_bytes: usize, strip: &mut [u8]),
     /// Quantises one group of one row.
     pub(crate) quantize: fn(&[f32; GROUP], GroupOut<'_>),
-    /// Unpacks columns of a strip, from `column`; both are whole units.
-    pub(crate) unpack:
-        fn(DType, strip: &[u8], column: usize, columns: usize, signed: bool, &mut Panel),
-    /// Adds a panel's products with a block's rows to `out`, a strip of outputs for each row.
+    /// Unpacks a strip.
+    pub(crate) unpack: fn(DType, strip: &[u8], signed: bool, &mut Panel),
+    /// The products of a strip with a block's rows: 16 outputs for each row.
     pub(crate) panel: fn(&Panel, RowBlock<'_>, out: &mut [[f32; STRIP]]),
-    /// The same for a whole strip, unpacked in registers, for blocks of few rows; `out` is
-    /// overwritten.
+    /// The same from the packed strip, unpacked in registers: for blocks of few rows.
     pub(crate) direct: Option<fn(DType, strip: &[u8], RowBlock<'_>, out: &mut [[f32; STRIP]])>,
-    /// As `panel`, of a signed panel with several whole blocks of 16 rows, where there are tiles.
-    pub(crate) tiles: Option<fn(&Panel, &Quantized, Range<usize>, out: &mut [[f32; STRIP]])>,
+    /// Tiles, where there are any.
+    pub(crate) tiles: Option<Tiles>,
 }
+
+/// A machine's tiles.
+#[derive(Clone, Copy)]
+pub(crate) struct Tiles {
+    /// Readies this thread's tiles for panels of this form.
+    pub(crate) enter: fn(&Panel) -> Entered,
+    /// As `panel`, of a signed panel with a whole block of 16 rows.
+    pub(crate) multiply: fn(&Entered, &Panel, RowBlock<'_>, out: &mut [[f32; STRIP]]),
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use crate::amx::Entered;
+/// No tiles here.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) enum Entered {}
 
 pub(crate) static PORTABLE: Kernels = Kernels {
     name: "portable",
@@ -38,9 +50,9 @@ pub(crate) static PORTABLE: Kernels = Kernels {
         with_format!(dtype, pack_strip(stored, row_bytes, strip));
     },
     quantize: quantize_group,
-    unpack: |dtype, strip, column, columns, signed, out| {
+    unpack: |dtype, strip, signed, out| {
         use portable::unpack;
-        with_format!(dtype, unpack(strip, column, columns, signed, out));
+        with_format!(dtype, unpack(strip, signed, out));
     },
     panel: portable::panel,
     direct: None,

@@ -1,16 +1,13 @@
-//! Part of a strip with its codes as bytes and its scales as f32, unpacked once for many rows.
+//! A strip with its codes as bytes and its scales as f32, unpacked once for many rows.
 
 use super::layout::{Format, GROUP, SLAB, STRIP};
-
-/// Columns of a panel: 32 KiB of codes, and 1 MiB of the codes of 512 rows of activations.
-pub(crate) const PANEL: usize = 2048;
 
 /// One vector of codes: 4 columns of 16 rows.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(crate) struct Codes(pub(crate) [u8; 64]);
 
-/// Columns of a strip, from a whole unit on.
+/// An unpacked strip.
 pub(crate) struct Panel {
     /// `code`, or `code − zero` as an i8 where `signed`: `[columns / 4]` vectors.
     pub(crate) codes: Vec<Codes>,
@@ -26,9 +23,8 @@ pub(crate) struct Panel {
     pub(crate) signed: bool,
     /// Every code is at most 127.
     pub(crate) narrow: bool,
-    /// Groups of 64 columns, and the first one's number in its row.
+    /// Groups of 64 columns.
     pub(crate) groups: usize,
-    pub(crate) first_group: usize,
 }
 
 impl Panel {
@@ -42,12 +38,12 @@ impl Panel {
             signed: false,
             narrow: false,
             groups: 0,
-            first_group: 0,
         }
     }
 
-    /// Takes the shape of columns from `column` on; the contents are to be written.
-    pub(crate) fn shape<F: Format>(&mut self, column: usize, columns: usize, signed: bool) {
+    /// Takes the shape of a strip of so many units; the contents are to be written.
+    pub(crate) fn shape<F: Format>(&mut self, units: usize, signed: bool) {
+        let columns = units * F::UNIT;
         self.codes.resize(columns / 4, Codes([0; 64]));
         self.scales.resize(columns / F::BLOCK, [0.0; STRIP]);
         let minima = if F::MINIMA { columns / F::BLOCK } else { 0 };
@@ -57,6 +53,5 @@ impl Panel {
         self.signed = signed;
         self.narrow = F::BITS < 8 && !F::CODEBOOK;
         self.groups = columns / GROUP;
-        self.first_group = column / GROUP;
     }
 }

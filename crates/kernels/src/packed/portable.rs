@@ -8,14 +8,11 @@ use super::{code_of, scale_of};
 /// See [`Kernels::unpack`](super::kernels::Kernels).
 pub(super) fn unpack<F: Format>(
     strip: &[u8],
-    column: usize,
-    columns: usize,
     signed: bool,
     panel: &mut Panel,
 ) {
-    panel.shape::<F>(column, columns, signed);
-    let units = strip[column / F::UNIT * F::UNIT_BYTES..].chunks_exact(F::UNIT_BYTES);
-    for (u, unit) in units.take(columns / F::UNIT).enumerate() {
+    panel.shape::<F>(strip.len() / F::UNIT_BYTES, signed);
+    for (u, unit) in strip.chunks_exact(F::UNIT_BYTES).enumerate() {
         for slab in 0..F::UNIT / SLAB {
             let bytes = &unit[slab * F::SLAB_BYTES..][..F::SLAB_BYTES];
             for group in 0..SLAB / 4 {
@@ -44,9 +41,10 @@ pub(super) fn unpack<F: Format>(
 /// See [`Kernels::panel`](super::kernels::Kernels).
 pub(super) fn panel(p: &Panel, x: RowBlock<'_>, out: &mut [[f32; STRIP]]) {
     for (row, out) in out.iter_mut().enumerate().take(x.height) {
+        *out = [0.0; STRIP];
         for group in 0..p.groups {
-            let cell = (p.first_group + group) * x.height + row;
-            let codes = &x.codes[cell * GROUP..][..GROUP];
+            let cell = group * x.height + row;
+            let codes = &x.codes[cell].0;
             for (lane, out) in out.iter_mut().enumerate() {
                 let mut t = 0.0f32;
                 for block in 0..GROUP / p.block {

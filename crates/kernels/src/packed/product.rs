@@ -7,12 +7,16 @@ use crate::team::{Disjoint, Team};
 
 use super::Packed;
 use super::kernels::{Kernels, kernels};
-use super::layout::{STRIP, facts};
-use super::panel::{PANEL, Panel};
+use super::layout::STRIP;
+use super::panel::Panel;
 use super::quantized::{BLOCK_ROWS, Quantized};
 
-/// Blocks of rows of one task: their codes of a panel's columns fill half of a cache of 2 MiB.
-const DEEP: usize = 32;
+/// Bytes of unpacked codes of one task: with as many of activations they stay in the
+/// second-level cache.
+const UNPACKED: usize = 384 << 10;
+
+/// Outputs of one strip for one block of rows.
+type Sums = [[f32; STRIP]; BLOCK_ROWS];
 
 /// One matrix of several that read the same activations.
 #[derive(Debug)]
@@ -27,17 +31,8 @@ pub struct Product<'a> {
     pub add: bool,
 }
 
-/// What a thread needs besides its part of the outputs.
-struct Scratch {
-    panel: Panel,
-    first: Vec<[f32; STRIP]>,
-    second: Vec<[f32; STRIP]>,
-}
-
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = const {
-        RefCell::new(Scratch { panel: Panel::new(), first: Vec::new(), second: Vec::new() })
-    };
+    static PANELS: RefCell<Vec<Panel>> = const { RefCell::new(Vec::new()) };
 }
 
 /// `out = x · wᵀ + bias` for each of several matrices.
@@ -49,37 +44,29 @@ pub fn products(team: &Team, x: &Quantized, products: &mut [Product<'_>]) {
 }
 
 pub(super) fn products_on(k: &Kernels, team: &Team, x: &Quantized, all: &mut [Product<'_>]) {
-    let mut jobs: Vec<_> = Vec::with_capacity(all.len());
-    let mut strips = 0;
-    for p in all.iter_mut() {
-        check(x, p.weight, p.bias, p.out.len());
-        jobs.push((strips, p.weight, p.bias, p.add, Disjoint::new(p.out)));
-        strips += p.weight.strips();
-    }
-    share(team, x, strips, &|strip, blocks, s: &mut Scratch| {
-        let last = jobs.partition_point(|job| job.0 <= strip) - 1;
-        let (start, w, bias, add, out) = &jobs[last];
-        let strip = strip - start;
-        strip_products(k, w, strip, x, blocks.clone(), &mut s.panel, &mut s.first);
-        let rows = rows_of(x, blocks);
-        let lanes = strip * STRIP..w.rows().min((strip + 1) * STRIP);
-        for (row, sums) in rows.zip(&mut s.first) {
-            if let Some(bias) = bias {
-                for (sum, bias) in sums.iter_mut().zip(&bias[lanes.clone()]) {
-                    *sum += bias;
-                }
-            }
-            // SAFETY: each task writes the outputs of its own strip and rows.
-            let out = unsafe { out.part(row * w.rows() + lanes.start, lanes.len()) };
-            if *add {
-                for (out, sum) in out.iter_mut().zip(&*sums) {
-                    *out += sum;
-                }
-            } else {
-                out.copy_from_slice(&sums[..out.len()]);
-            }
+    // More matrices than any layer reads at once: a step allocates nothing.
+    for all in all.chunks_mut(4) {
+        let mut jobs = [const { None }; 4];
+        let mut strips = 0;
+        for (job, p) in jobs.iter_mut().zip(all.iter_mut()) {
+            check(x, p.weight, p.bias, p.out.len());
+            let out = Disjoint::new(&mut *p.out);
+            *job = Some((strips, p.weight, p.bias, p.add, out));
+            strips += p.weight.strips();
         }
-    });
+        let find = |strip: usize| {
+            let mut found = jobs.iter().flatten().filter(|job| job.0 <= strip);
+            found.next_back().expect("the first begins at 0")
+        };
+        let ways: [Way<'_>; 1] = [&|strip| {
+            let (start, w, ..) = find(strip);
+            (*w, strip - start)
+        }];
+        share(k, team, x, strips, &ways, &|strip, rows, sums| {
+            let (start, w, bias, add, out) = find(strip);
+            write(&sums[0], rows, strip - start, w.rows(), *bias, *add, out);
+        });
+    }
 }
 
 /// `out = activate(x · gateᵀ + gate bias, x · upᵀ + up bias)`, where `activate` puts its result
@@ -95,120 +82,152 @@ pub fn gated_product(
     activate: fn(&mut [f32], &[f32]),
     out: &mut [f32],
 ) {
-    let k = kernels();
     check(x, gate, gate_bias, out.len());
     check(x, up, up_bias, out.len());
     let out = Disjoint::new(out);
-    share(team, x, gate.strips(), &|strip, blocks, s: &mut Scratch| {
-        let n = gate.rows();
-        let lanes = strip * STRIP..n.min((strip + 1) * STRIP);
-        for (w, bias, sums) in [
-            (gate, gate_bias, &mut s.first),
-            (up, up_bias, &mut s.second),
-        ] {
-            strip_products(k, w, strip, x, blocks.clone(), &mut s.panel, sums);
-            let Some(bias) = bias else { continue };
-            for sums in sums {
-                for (sum, bias) in sums.iter_mut().zip(&bias[lanes.clone()]) {
-                    *sum += bias;
-                }
-            }
+    let ways: [Way<'_>; 2] = [&|strip| (gate, strip), &|strip| (up, strip)];
+    share(kernels(), team, x, gate.strips(), &ways, &|strip, rows, sums| {
+        let [gates, ups] = sums else { unreachable!("two ways") };
+        for (sums, bias) in [(&mut *gates, gate_bias), (&mut *ups, up_bias)] {
+            add_bias(&mut sums[..rows.len()], strip, bias);
         }
-        activate(s.first.as_flattened_mut(), s.second.as_flattened());
-        for (row, sums) in rows_of(x, blocks).zip(&s.first) {
-            // SAFETY: each task writes the outputs of its own strip and rows.
-            let out = unsafe { out.part(row * n + lanes.start, lanes.len()) };
-            out.copy_from_slice(&sums[..out.len()]);
-        }
+        let len = rows.len() * STRIP;
+        activate(&mut gates.as_flattened_mut()[..len], &ups.as_flattened()[..len]);
+        write(gates, rows, strip, gate.rows(), None, false, &out);
     });
 }
 
 fn check(x: &Quantized, w: &Packed, bias: Option<&[f32]>, out: usize) {
     assert_eq!(w.cols(), x.cols(), "columns of weights and activations");
-    assert_eq!(
-        out,
-        x.rows() * w.rows(),
-        "out is not {} × {}",
-        x.rows(),
-        w.rows()
-    );
-    assert!(
-        bias.is_none_or(|b| b.len() == w.rows()),
-        "a bias of another length"
-    );
+    assert_eq!(out, x.rows() * w.rows(), "out is not {} × {}", x.rows(), w.rows());
+    assert!(bias.is_none_or(|b| b.len() == w.rows()), "a bias of another length");
 }
 
-/// The rows of blocks, without those that fill the last one up.
-fn rows_of(x: &Quantized, blocks: Range<usize>) -> Range<usize> {
-    blocks.start * BLOCK_ROWS..x.rows().min(blocks.end * BLOCK_ROWS)
+fn add_bias(sums: &mut [[f32; STRIP]], strip: usize, bias: Option<&[f32]>) {
+    let Some(bias) = bias else { return };
+    let bias = &bias[strip * STRIP..bias.len().min((strip + 1) * STRIP)];
+    for sums in sums {
+        for (sum, bias) in sums.iter_mut().zip(bias) {
+            *sum += bias;
+        }
+    }
 }
 
-/// Runs `task(strip, blocks)` for all strips and all blocks of rows.
-fn share(
-    team: &Team,
-    x: &Quantized,
-    strips: usize,
-    task: &(dyn Fn(usize, Range<usize>, &mut Scratch) + Sync),
-) {
-    let blocks = x.blocks();
-    let deep = blocks.div_ceil(DEEP);
-    // Some tasks for each thread, so that a slow one does not hold up the rest, each of strips
-    // that follow each other in memory.
-    let width = (strips * deep).div_ceil(8 * team.threads()).clamp(1, 16);
-    let runs = strips.div_ceil(width);
-    team.run(runs * deep, &|index| {
-        let (run, d) = (index / deep, index % deep);
-        SCRATCH.with_borrow_mut(|scratch| {
-            for strip in run * width..strips.min((run + 1) * width) {
-                task(strip, d * DEEP..blocks.min((d + 1) * DEEP), scratch);
-            }
-        });
-    });
-}
-
-/// The products of one strip with blocks of rows: `out[row of the blocks][16]`.
-fn strip_products(
-    k: &Kernels,
-    w: &Packed,
+/// Puts a strip's sums of some rows where they belong in `[rows, n]`.
+fn write(
+    sums: &Sums,
+    rows: Range<usize>,
     strip: usize,
-    x: &Quantized,
-    blocks: Range<usize>,
-    panel: &mut Panel,
-    out: &mut Vec<[f32; STRIP]>,
+    n: usize,
+    bias: Option<&[f32]>,
+    add: bool,
+    out: &Disjoint<'_, f32>,
 ) {
-    let bytes = w.strip(strip);
-    let rows = x.padded_rows().min(blocks.end * BLOCK_ROWS) - blocks.start * BLOCK_ROWS;
-    out.clear();
-    out.resize(rows, [0.0; STRIP]);
-    let whole = rows / BLOCK_ROWS;
-    let tail = rows % BLOCK_ROWS;
-    let signed = k.tiles.is_some();
-    // The last block goes by itself where there is a way for few rows and nothing is unpacked
-    // that it could use.
-    let alone = k.direct.filter(|_| tail > 0 && (signed || whole == 0));
-    if let Some(direct) = alone {
-        let block = x.block(blocks.end - 1);
-        direct(w.dtype(), bytes, block, &mut out[whole * BLOCK_ROWS..]);
-    }
-    let together = blocks.start..blocks.end - usize::from(alone.is_some());
-    if together.is_empty() {
-        return;
-    }
-    let facts = facts(w.dtype()).expect("only such types are packed");
-    let columns = w.cols().next_multiple_of(facts.unit);
-    for column in (0..columns).step_by(PANEL) {
-        let here = PANEL.min(columns - column);
-        match k.tiles {
-            Some(tiles) => {
-                (k.unpack)(w.dtype(), bytes, column, here, true, panel);
-                tiles(panel, x, together.clone(), out);
+    let mut sums = *sums;
+    add_bias(&mut sums[..rows.len()], strip, bias);
+    let first = strip * STRIP;
+    let lanes = STRIP.min(n - first);
+    for (row, sums) in rows.zip(&sums) {
+        // SAFETY: each task writes the outputs of its own strips and rows.
+        let out = unsafe { out.part(row * n + first, lanes) };
+        match (<&mut [f32; STRIP]>::try_from(&mut *out), add) {
+            (Ok(out), false) => *out = *sums,
+            (Ok(out), true) => {
+                for (out, sum) in out.iter_mut().zip(sums) {
+                    *out += sum;
+                }
             }
-            None => {
-                (k.unpack)(w.dtype(), bytes, column, here, false, panel);
-                for (block, out) in together.clone().zip(out.chunks_mut(BLOCK_ROWS)) {
-                    (k.panel)(panel, x.block(block), out);
+            (Err(_), _) => {
+                for (out, sum) in out.iter_mut().zip(sums) {
+                    *out = if add { *out + sum } else { *sum };
                 }
             }
         }
     }
+}
+
+/// Which matrix, and which of its strips, a strip of the outputs comes from.
+type Way<'a> = &'a (dyn Fn(usize) -> (&'a Packed, usize) + Sync);
+
+/// What is done with a strip's sums of some rows: those of each way.
+type Take<'a> = &'a (dyn Fn(usize, Range<usize>, &mut [Sums; 2]) + Sync);
+
+/// Computes all strips for all rows, one or two matrices at a time.
+fn share<const WAYS: usize>(
+    k: &Kernels,
+    team: &Team,
+    x: &Quantized,
+    strips: usize,
+    ways: &[Way<'_>; WAYS],
+    take: Take<'_>,
+) {
+    let Some(last) = x.blocks().checked_sub(1) else {
+        return;
+    };
+    // A low last block goes by itself where there is a way for few rows, unless the others have
+    // unpacked what it can use.
+    let low = x.block(last).height < BLOCK_ROWS;
+    let alone = k.direct.filter(|_| low && (k.tiles.is_some() || last == 0));
+    let together = 0..last + usize::from(alone.is_none());
+    // Some tasks for each thread, so that a slow one does not hold up the rest, each of strips
+    // that follow each other in memory.
+    let fair = strips.div_ceil(8 * team.threads());
+    let width = if together.is_empty() {
+        fair
+    } else {
+        let bytes = WAYS * STRIP * x.groups() * super::layout::GROUP;
+        fair.min((UNPACKED / bytes).max(1))
+    };
+    team.run(strips.div_ceil(width), &|task| {
+        let mut sums: [Sums; 2] = [[[0.0; STRIP]; BLOCK_ROWS]; 2];
+        let strips = task * width..strips.min((task + 1) * width);
+        if !together.is_empty() {
+            PANELS.with_borrow_mut(|panels| {
+                if panels.len() < width * WAYS {
+                    panels.resize_with(width * WAYS, Panel::new);
+                }
+                let numbered = strips.clone().flat_map(|strip| ways.iter().map(move |w| w(strip)));
+                for ((w, strip), panel) in numbered.zip(&mut *panels) {
+                    (k.unpack)(w.dtype(), w.strip(strip), k.tiles.is_some(), panel);
+                }
+                let mut shape = None;
+                for block in together.clone() {
+                    let rows = rows_of(x, block);
+                    for (strip, panels) in strips.clone().zip(panels.chunks(WAYS)) {
+                        for (panel, sums) in panels.iter().zip(&mut sums) {
+                            let x = x.block(block);
+                            let Some(tiles) = k.tiles else {
+                                (k.panel)(panel, x, &mut sums[..x.height]);
+                                continue;
+                            };
+                            if !matches!(&shape, Some((block, _)) if *block == panel.block) {
+                                drop(shape.take());
+                                shape = Some((panel.block, (tiles.enter)(panel)));
+                            }
+                            if let Some((_, entered)) = &shape {
+                                (tiles.multiply)(entered, panel, x, sums);
+                            }
+                        }
+                        take(strip, rows.clone(), &mut sums);
+                    }
+                }
+            });
+        }
+        if let Some(direct) = alone {
+            let rows = rows_of(x, last);
+            let x = x.block(last);
+            for strip in strips {
+                for (way, sums) in ways.iter().zip(&mut sums) {
+                    let (w, strip) = way(strip);
+                    direct(w.dtype(), w.strip(strip), x, &mut sums[..x.height]);
+                }
+                take(strip, rows.clone(), &mut sums);
+            }
+        }
+    });
+}
+
+/// The rows of a block, without those that fill it up.
+fn rows_of(x: &Quantized, block: usize) -> Range<usize> {
+    block * BLOCK_ROWS..x.rows().min((block + 1) * BLOCK_ROWS)
 }

@@ -20,7 +20,7 @@ const FILLED: usize = 6;
 pub struct Quantized {
     rows: usize,
     cols: usize,
-    codes: Vec<i8>,
+    codes: Vec<GroupCodes>,
     /// `[group][row]`.
     scales: Vec<f32>,
     /// Sums of codes of 16 columns, `[group][row][4]`.
@@ -29,11 +29,16 @@ pub struct Quantized {
     slab_sums: Vec<f32>,
 }
 
+/// A row's integers of one group: a cache line.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct GroupCodes(pub(crate) [i8; GROUP]);
+
 /// A block of rows: what a kernel reads.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RowBlock<'a> {
     pub(crate) height: usize,
-    pub(crate) codes: &'a [i8],
+    pub(crate) codes: &'a [GroupCodes],
     pub(crate) scales: &'a [f32],
     pub(crate) sums: &'a [i32],
     pub(crate) slab_sums: &'a [f32],
@@ -41,7 +46,7 @@ pub(crate) struct RowBlock<'a> {
 
 /// One group of one row, to be written.
 pub(crate) struct GroupOut<'a> {
-    pub(crate) codes: &'a mut [i8],
+    pub(crate) codes: &'a mut [i8; GROUP],
     pub(crate) scale: &'a mut f32,
     pub(crate) sums: &'a mut [i32],
     pub(crate) slab_sums: &'a mut [f32],
@@ -87,7 +92,7 @@ impl Quantized {
         (self.rows, self.cols) = (rows, cols);
         let (groups, heights) = (self.groups(), self.padded_rows());
         let cells = groups * heights;
-        self.codes.resize(cells * GROUP, 0);
+        self.codes.resize(cells, GroupCodes([0; GROUP]));
         self.scales.resize(cells, 0.0);
         self.sums.resize(cells * 4, 0);
         self.slab_sums.resize(cells * 2, 0.0);
@@ -104,7 +109,7 @@ impl Quantized {
             // SAFETY: each task writes the cells of its own block.
             let (codes, scales, sums, slab_sums) = unsafe {
                 (
-                    codes.part(start * GROUP, len * GROUP),
+                    codes.part(start, len),
                     scales.part(start, len),
                     sums.part(start * 4, len * 4),
                     slab_sums.part(start * 2, len * 2),
@@ -124,7 +129,7 @@ impl Quantized {
                         (kernels().quantize)(
                             values,
                             GroupOut {
-                                codes: &mut codes[cell * GROUP..][..GROUP],
+                                codes: &mut codes[cell].0,
                                 scale: &mut scales[cell],
                                 sums: &mut sums[cell * 4..][..4],
                                 slab_sums: &mut slab_sums[cell * 2..][..2],
@@ -158,7 +163,7 @@ impl Quantized {
         let (start, len) = (first * self.groups(), height * self.groups());
         RowBlock {
             height,
-            codes: &self.codes[start * GROUP..][..len * GROUP],
+            codes: &self.codes[start..][..len],
             scales: &self.scales[start..][..len],
             sums: &self.sums[start * 4..][..len * 4],
             slab_sums: &self.slab_sums[start * 2..][..len * 2],
