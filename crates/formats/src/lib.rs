@@ -11,3 +11,5 @@ mod map;
 pub mod safetensors;
 pub mod template;
 pub mod tokenizer;
+
+pub use map::release;

@@ -4,9 +4,22 @@
 use std::fs::File;
 use std::io;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
+
+/// Keeps a mapping alive for the bytes over it.
+struct Mapped(Arc<Mmap>);
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// The mappings of this process, for [`release`].
+static LIVE: Mutex<Vec<Weak<Mmap>>> = Mutex::new(Vec::new());
 
 /// Maps a whole regular file for reading; an empty file gives empty bytes.
 ///
@@ -36,12 +49,37 @@ pub(crate) fn map(path: &Path) -> io::Result<Bytes> {
     // SAFETY: the mapping is private to `Bytes`, which keeps it alive and only ever reads it.
     // What other processes do to the file is discussed above.
     let map = unsafe { Mmap::map(&file)? };
-    Ok(Bytes::from_owner(map))
+    let map = Arc::new(map);
+    let mut live = LIVE.lock().unwrap_or_else(PoisonError::into_inner);
+    live.retain(|map| map.strong_count() > 0);
+    live.push(Arc::downgrade(&map));
+    Ok(Bytes::from_owner(Mapped(map)))
+}
+
+/// Gives the memory back that holds these bytes of a mapped file. They stay readable: the next
+/// access reads them from the file again. Does nothing for bytes that are not of a mapped file.
+pub fn release(bytes: &Bytes) {
+    let start = bytes.as_ptr() as usize;
+    let live = LIVE.lock().unwrap_or_else(PoisonError::into_inner);
+    for map in live.iter().filter_map(Weak::upgrade) {
+        let first = map.as_ptr() as usize;
+        if first <= start && start + bytes.len() <= first + map.len() && !bytes.is_empty() {
+            // A hint: where it is refused, the memory stays.
+            give_back(&map, start - first, bytes.len());
+        }
+    }
+}
+
+#[allow(unsafe_code)]
+fn give_back(map: &Mmap, offset: usize, len: usize) {
+    // SAFETY: the mapping is of a file and nothing writes to it, so that a page that is dropped
+    // comes back with what it had; that the file itself may change is discussed at `map`.
+    let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, len) };
 }
 
 #[cfg(test)]
 mod tests {
-    use super::map;
+    use super::{map, release};
 
     #[test]
     fn a_mapping_has_the_files_bytes_and_an_empty_file_has_none() {
@@ -51,6 +89,21 @@ mod tests {
         assert_eq!(map(&path).unwrap(), "sedge");
         std::fs::write(&path, b"").unwrap();
         assert!(map(&path).unwrap().is_empty());
+    }
+
+    #[test]
+    fn released_bytes_are_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let content: Vec<u8> = (0..100_000u32).map(|i| (i % 251) as u8).collect();
+        std::fs::write(&path, &content).unwrap();
+        let bytes = map(&path).unwrap();
+        release(&bytes.slice(5000..70_000));
+        release(&bytes);
+        assert_eq!(bytes, content);
+        let owned = bytes::Bytes::from(content.clone());
+        release(&owned);
+        assert_eq!(owned, content);
     }
 
     #[test]

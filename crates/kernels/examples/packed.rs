@@ -36,21 +36,43 @@ fn main() {
     for threads in threads.map_or_else(|| vec![1, all], |n| vec![n]) {
         let team = Team::new(threads);
         println!("{threads} thread(s)");
-        for dtype in [DType::Q4_0, DType::Q8_0, DType::Q4K, DType::Q6K, DType::Q5_0] {
+        for dtype in [
+            DType::Q4_0,
+            DType::Q8_0,
+            DType::Q4K,
+            DType::Q6K,
+            DType::Q5_0,
+        ] {
             let (n, k) = (8192, 2048);
             let stored = matrix(dtype, n, k);
             let start = Instant::now();
-            let w = Packed::pack(&team, &stored).expect("memory").expect("a quantised type");
+            let w = Packed::pack(&team, &stored)
+                .expect("memory")
+                .expect("a quantised type");
             let packing = start.elapsed().as_secs_f64();
-            print!("  {dtype:5} packs {:5.2} GB/s;", stored.bytes().len() as f64 / packing * 1e-9);
+            print!(
+                "  {dtype:5} packs {:5.2} GB/s;",
+                stored.bytes().len() as f64 / packing * 1e-9
+            );
             for m in [1, 2, 4, 8, 16, 64, 512] {
-                let x: Vec<f32> = (0..m * k).map(|i| (i * 7919 % 2003) as f32 / 1001.0 - 1.0).collect();
+                let x: Vec<f32> = (0..m * k)
+                    .map(|i| (i * 7919 % 2003) as f32 / 1001.0 - 1.0)
+                    .collect();
                 let mut q = Quantized::default();
                 let mut out = vec![0.0; m * n];
                 q.fill(&team, &x, k);
                 let time = best(|| {
                     let out = &mut out;
-                    products(&team, &q, &mut [Product { weight: &w, bias: None, out, add: false }]);
+                    products(
+                        &team,
+                        &q,
+                        &mut [Product {
+                            weight: &w,
+                            bias: None,
+                            out,
+                            add: false,
+                        }],
+                    );
                 });
                 if m == 1 {
                     print!(" 1: {:.1} GB/s,", w.bytes() as f64 / time * 1e-9);

@@ -26,6 +26,7 @@ mod rotary;
 mod sampling;
 mod simd;
 mod team;
+mod weight;
 
 pub use attention::{Attention, Segment, attend};
 pub use bidirectional::attend_all;
@@ -35,8 +36,9 @@ pub use elementwise::{add_assign, add_bias, gelu, gelu_mul, scale, silu_mul, sof
 pub use kv::{KvPages, KvShape, KvType, PAGE_TOKENS};
 pub use matmul::matmul;
 pub use matrix::{Matrix, MatrixError};
-pub use norm::{layer_norm, rms_norm};
+pub use norm::{layer_norm, rms_norm, rms_norm_in_place};
 pub use packed::{Packed, Product, Quantized, gated_product, packs, products};
 pub use rotary::{RopeStyle, rotate};
 pub use sampling::{argmax, log_softmax_in_place, softmax_in_place};
 pub use team::Team;
+pub use weight::Weight;

@@ -34,14 +34,33 @@ fn rows<'a>(
 /// # Panics
 /// When `x` is not whole rows or `out` differs in length.
 pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    let n = weight.len() as f64;
     for (x, out) in rows(x, weight.len(), out) {
-        let mean = sum(x, |v| v * v) / n;
-        let inverse = (1.0 / (mean + f64::from(eps)).sqrt()) as f32;
+        let inverse = inverse_rms(x, eps);
         for ((o, &v), &w) in out.iter_mut().zip(x).zip(weight) {
             *o = v * inverse * w;
         }
     }
+}
+
+/// [`rms_norm`] in place.
+///
+/// # Panics
+/// When `x` is not whole rows.
+pub fn rms_norm_in_place(x: &mut [f32], weight: &[f32], eps: f32) {
+    let width = weight.len().max(1);
+    assert!(x.len().is_multiple_of(width));
+    for row in x.chunks_exact_mut(width) {
+        let inverse = inverse_rms(row, eps);
+        for (v, &w) in row.iter_mut().zip(weight) {
+            *v = *v * inverse * w;
+        }
+    }
+}
+
+/// `1 / sqrt(mean(x²) + eps)`.
+fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+    let mean = sum(x, |v| v * v) / x.len() as f64;
+    (1.0 / (mean + f64::from(eps)).sqrt()) as f32
 }
 
 /// `out = (x − mean) / sqrt(var + eps) · weight + bias` for each row.

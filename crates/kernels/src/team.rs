@@ -141,6 +141,31 @@ impl Team {
     }
 }
 
+impl Team {
+    /// Calls `f(row, values)` for every row of `width` values, rows shared out in runs. One row
+    /// is not worth waking anyone.
+    ///
+    /// # Panics
+    /// When `x` is not whole rows.
+    pub fn for_rows<T: Send>(
+        &self,
+        x: &mut [T],
+        width: usize,
+        f: &(dyn Fn(usize, &mut [T]) + Sync),
+    ) {
+        let rows = x.len() / width.max(1);
+        assert_eq!(x.len(), rows * width, "x is not whole rows of {width}");
+        let run = rows.div_ceil(4 * self.threads()).max(1);
+        let x = Disjoint::new(x);
+        self.run(rows.div_ceil(run), &|task| {
+            for row in task * run..rows.min((task + 1) * run) {
+                // SAFETY: each row belongs to one task.
+                f(row, unsafe { x.part(row * width, width) });
+            }
+        });
+    }
+}
+
 impl Shared {
     /// Lets helpers in, and wakes as many as there are tasks for.
     fn open(&self, tasks: usize) {

@@ -2,18 +2,17 @@
 //! A row's result does not depend on the other rows, so batching never changes an answer.
 
 use sedge_kernels::{
-    Attention, KvPages, PAGE_TOKENS, Segment, Team, add_assign, add_bias, attend, gelu_mul, matmul,
-    rms_norm, rotate, scale, silu_mul, softcap,
+    Attention, KvPages, Matrix, PAGE_TOKENS, Quantized, Segment, Team, add_assign, attend, matmul,
+    rms_norm, rms_norm_in_place, rotate, scale, softcap,
 };
 
 use crate::batch::{Batch, Outputs};
-use crate::config::{Activation, Config, Latent, Layer, QkNorm};
+use crate::config::{Config, Latent, Layer, QkNorm};
+use crate::input::{FeedForwardOut, FeedForwardWork, Input, Read, feed_forward};
 use crate::moe;
 use crate::rope::Angles;
 use crate::tensors::{TensorError, Tensors};
-use crate::weights::{
-    FeedForward, Gated, LatentWeights, LayerWeights, Linear, Projections, Weights,
-};
+use crate::weights::{FeedForward, LatentWeights, LayerWeights, Projections, Weights};
 
 /// A causal language model.
 #[derive(Debug)]
@@ -36,10 +35,9 @@ pub struct Scratch {
     result: Vec<f32>,
     narrow: Vec<f32>,
     by_head: Vec<f32>,
-    wanted: Vec<f32>,
-    pub(crate) gate: Vec<f32>,
-    pub(crate) up: Vec<f32>,
-    pub(crate) moe: moe::MoeScratch,
+    quantized: Quantized,
+    ffn: FeedForwardWork,
+    moe: moe::MoeScratch,
 }
 
 /// The first `len` values of a buffer that only grows.
@@ -50,39 +48,19 @@ pub(crate) fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     &mut buffer[..len]
 }
 
-/// `out = x · wᵀ + b`.
-pub(crate) fn linear(team: &Team, x: &[f32], w: &Linear, out: &mut [f32]) {
-    matmul(team, x, &w.weight, out);
-    if let Some(bias) = &w.bias {
-        add_bias(out, bias);
-    }
-}
-
-/// `out = down(activation(gate(x)) · up(x))`, with `gate` and `up` as working memory.
-pub(crate) fn gated(
-    team: &Team,
-    activation: Activation,
-    w: &Gated,
-    x: &[f32],
-    (gate, up): (&mut Vec<f32>, &mut Vec<f32>),
-    out: &mut [f32],
-) {
-    let rows = x.len() / w.gate.weight.cols();
-    let inner = rows * w.gate.weight.rows();
-    let (gate, up) = (sized(gate, inner), sized(up, inner));
-    linear(team, x, &w.gate, gate);
-    linear(team, x, &w.up, up);
-    match activation {
-        Activation::Silu => silu_mul(gate, up),
-        Activation::GeluTanh | Activation::Gelu => gelu_mul(gate, up),
-    }
-    linear(team, gate, &w.down, out);
-}
-
 impl Decoder {
     pub(crate) fn load(config: Config, tensors: &Tensors) -> Result<Decoder, TensorError> {
         let weights = Weights::load(&config, tensors)?;
         Ok(Decoder { config, weights })
+    }
+
+    /// Packs the weights; see [`Model::pack`](crate::Model::pack).
+    pub(crate) fn pack(
+        &mut self,
+        team: &Team,
+        done: &mut dyn FnMut(Matrix),
+    ) -> std::io::Result<()> {
+        self.weights.pack(team, done)
     }
 
     /// The model's shape and rules.
@@ -110,34 +88,48 @@ impl Decoder {
             angles.fill(rope, &s.positions);
         }
         let state = sized(&mut s.state, rows * c.hidden);
-        for (row, &token) in state.chunks_exact_mut(c.hidden).zip(&batch.tokens) {
-            self.weights.embeddings.row(token as usize, row);
-        }
-        if c.embedding_scale != 1.0 {
-            scale(state, c.embedding_scale);
-        }
+        team.for_rows(state, c.hidden, &|row, out| {
+            self.weights.embeddings.row(batch.tokens[row] as usize, out);
+            if c.embedding_scale != 1.0 {
+                scale(out, c.embedding_scale);
+            }
+        });
         for (index, (layer, weights)) in c.layers.iter().zip(&self.weights.layers).enumerate() {
             self.attention(team, index, layer, weights, batch, kv, s);
             self.feed_forward(team, weights, rows, s);
         }
-        self.wanted(&batch.hidden, s, &mut out.hidden);
-        let mut wanted = std::mem::take(&mut s.wanted);
-        self.wanted(&batch.logits, s, &mut wanted);
+        let state = &s.state;
+        let last_norm = |row: u32, out: &mut [f32]| {
+            let from = &state[row as usize * c.hidden..][..c.hidden];
+            rms_norm(from, &self.weights.norm, c.norm_eps, out);
+        };
+        out.hidden.resize(batch.hidden.len() * c.hidden, 0.0);
+        team.for_rows(&mut out.hidden, c.hidden, &|i, out| {
+            last_norm(batch.hidden[i], out);
+        });
         out.logits.resize(batch.logits.len() * c.vocab, 0.0);
-        matmul(team, &wanted, &self.weights.head, &mut out.logits);
-        s.wanted = wanted;
-        if let Some(cap) = c.logit_softcap {
-            softcap(&mut out.logits, cap);
+        if batch.logits.is_empty() {
+            return;
         }
-    }
-
-    /// The last norm of chosen rows.
-    fn wanted(&self, rows: &[u32], s: &Scratch, out: &mut Vec<f32>) {
-        let hidden = self.config.hidden;
-        out.resize(rows.len() * hidden, 0.0);
-        for (to, &row) in out.chunks_exact_mut(hidden).zip(rows) {
-            let from = &s.state[row as usize * hidden..][..hidden];
-            rms_norm(from, &self.weights.norm, self.config.norm_eps, to);
+        let head = &self.weights.head;
+        let input = Input::made(
+            team,
+            (batch.logits.len(), c.hidden),
+            &|i, out| last_norm(batch.logits[i], out),
+            &[head],
+            &mut s.normed,
+            &mut s.quantized,
+        );
+        let logits = &mut out.logits[..];
+        input.products(
+            team,
+            [Read {
+                linear: head,
+                out: logits,
+            }],
+        );
+        if let Some(cap) = c.logit_softcap {
+            team.for_rows(&mut out.logits, c.vocab, &|_, row| softcap(row, cap));
         }
     }
 
@@ -153,12 +145,11 @@ impl Decoder {
         s: &mut Scratch,
     ) {
         let (c, rows) = (&self.config, batch.tokens.len());
-        rms_norm(
-            &s.state[..rows * c.hidden],
-            &w.attention_norm,
-            c.norm_eps,
-            sized(&mut s.normed, rows * c.hidden),
-        );
+        let state = &s.state;
+        let norm = |row: usize, out: &mut [f32]| {
+            let from = &state[row * c.hidden..][..c.hidden];
+            rms_norm(from, &w.attention_norm, c.norm_eps, out);
+        };
         match &w.projections {
             Projections::Heads {
                 q,
@@ -168,10 +159,20 @@ impl Decoder {
                 k_norm,
             } => {
                 let (q_cols, kv_cols) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-                let normed = &s.normed[..rows * c.hidden];
-                linear(team, normed, q, sized(&mut s.q, rows * q_cols));
-                linear(team, normed, k, sized(&mut s.k, rows * kv_cols));
-                linear(team, normed, v, sized(&mut s.v, rows * kv_cols));
+                let input = Input::made(
+                    team,
+                    (rows, c.hidden),
+                    &norm,
+                    &[q, k, v],
+                    &mut s.normed,
+                    &mut s.quantized,
+                );
+                let reads = [
+                    (q, sized(&mut s.q, rows * q_cols)),
+                    (k, sized(&mut s.k, rows * kv_cols)),
+                    (v, sized(&mut s.v, rows * kv_cols)),
+                ];
+                input.products(team, reads.map(|(linear, out)| Read { linear, out }));
                 let (q, k, v) = (
                     &mut s.q[..rows * q_cols],
                     &mut s.k[..rows * kv_cols],
@@ -179,8 +180,8 @@ impl Decoder {
                 );
                 if c.qk_norm == QkNorm::Whole {
                     // OLMoE clips what its norms have left.
-                    normalise(q_norm, c.norm_eps, q, &mut s.narrow);
-                    normalise(k_norm, c.norm_eps, k, &mut s.narrow);
+                    normalise(team, q_norm, c.norm_eps, q);
+                    normalise(team, k_norm, c.norm_eps, k);
                 }
                 if let Some(clip) = c.qkv_clip {
                     for x in [&mut *q, &mut *k, &mut *v] {
@@ -188,32 +189,24 @@ impl Decoder {
                     }
                 }
                 if c.qk_norm == QkNorm::Head {
-                    normalise(q_norm, c.norm_eps, q, &mut s.narrow);
-                    normalise(k_norm, c.norm_eps, k, &mut s.narrow);
+                    normalise(team, q_norm, c.norm_eps, q);
+                    normalise(team, k_norm, c.norm_eps, k);
                 }
                 if let Some(rope) = layer.rope {
                     let (angles, pairs) = (&s.angles[rope], c.ropes[rope].frequencies.len());
-                    rotate(
-                        q,
-                        c.heads,
-                        c.head_dim,
-                        &angles.cos,
-                        &angles.sin,
-                        pairs,
-                        c.rope_style,
-                    );
-                    rotate(
-                        k,
-                        c.kv_heads,
-                        c.head_dim,
-                        &angles.cos,
-                        &angles.sin,
-                        pairs,
-                        c.rope_style,
-                    );
+                    for (x, heads) in [(q, c.heads), (k, c.kv_heads)] {
+                        team.for_rows(x, heads * c.head_dim, &|row, x| {
+                            let angle = row * pairs..(row + 1) * pairs;
+                            let (cos, sin) = (&angles.cos[angle.clone()], &angles.sin[angle]);
+                            rotate(x, heads, c.head_dim, cos, sin, pairs, c.rope_style);
+                        });
+                    }
                 }
             }
-            Projections::Latent(latent) => self.latent_queries(team, layer, latent, rows, s),
+            Projections::Latent(latent) => {
+                team.for_rows(sized(&mut s.normed, rows * c.hidden), c.hidden, &norm);
+                self.latent_queries(team, layer, latent, rows, s);
+            }
         }
         store(batch, index, kv, &s.k, &s.v);
         let shape = kv.shape();
@@ -239,12 +232,28 @@ impl Decoder {
             self.out_of_latent(team, latent, l, rows, s);
             attended = c.heads * l.v;
         }
-        let result = sized(&mut s.result, rows * c.hidden);
-        linear(team, &s.attended[..rows * attended], &w.output, result);
-        if w.post_attention_norm.is_some() {
-            normalise(&w.post_attention_norm, c.norm_eps, result, &mut s.narrow);
+        let x = &s.attended[..rows * attended];
+        let input = Input::of(team, x, attended, &[&w.output], &mut s.quantized);
+        let (linear, state) = (&w.output, &mut s.state[..rows * c.hidden]);
+        if let Some(norm) = &w.post_attention_norm {
+            let out = sized(&mut s.result, rows * c.hidden);
+            input.products(team, [Read { linear, out }]);
+            self.add_normed(team, norm, &mut s.result[..rows * c.hidden], state);
+        } else {
+            input.add_product(team, Read { linear, out: state }, &mut s.result);
         }
-        add_assign(&mut s.state[..rows * c.hidden], result);
+    }
+
+    /// Adds the norm of `x` to `state`.
+    fn add_normed(&self, team: &Team, norm: &[f32], x: &mut [f32], state: &mut [f32]) {
+        let c = &self.config;
+        team.for_rows(x, c.hidden, &|_, row| {
+            rms_norm_in_place(row, norm, c.norm_eps)
+        });
+        let x = &*x;
+        team.for_rows(state, c.hidden, &|row, state| {
+            add_assign(state, &x[row * c.hidden..][..c.hidden]);
+        });
     }
 
     /// Queries in the latent space and this batch's latent keys: `q [rows, heads, kv_rank + rope]`,
@@ -262,19 +271,43 @@ impl Decoder {
         let normed = &s.normed[..rows * c.hidden];
         let head = l.nope + l.rope;
         let plain = sized(&mut s.v, rows * c.heads * head);
-        match &w.q_down {
-            Some((down, norm)) => {
-                let narrow = sized(&mut s.narrow, rows * down.rows());
-                matmul(team, normed, down, narrow);
-                let narrow_normed = sized(&mut s.by_head, rows * down.rows());
-                rms_norm(narrow, norm, c.norm_eps, narrow_normed);
-                matmul(team, narrow_normed, &w.q, plain);
-            }
-            None => matmul(team, normed, &w.q, plain),
-        }
+        let first = w.q_down.as_ref().map_or(&w.q, |(down, _)| down);
+        let readers = [first, &w.kv_down];
+        let input = Input::of(team, normed, c.hidden, &readers, &mut s.quantized);
         let width = l.kv_rank + l.rope;
         let down = sized(&mut s.narrow, rows * width);
-        matmul(team, normed, &w.kv_down, down);
+        let linear = &w.kv_down;
+        input.products(team, [Read { linear, out: down }]);
+        match &w.q_down {
+            Some((narrow, norm)) => {
+                let rank = narrow.weight.rows();
+                let out = sized(&mut s.by_head, rows * rank);
+                input.products(
+                    team,
+                    [Read {
+                        linear: narrow,
+                        out,
+                    }],
+                );
+                let x = &mut s.by_head[..rows * rank];
+                team.for_rows(x, rank, &|_, row| rms_norm_in_place(row, norm, c.norm_eps));
+                let input = Input::of(team, x, rank, &[&w.q], &mut s.quantized);
+                input.products(
+                    team,
+                    [Read {
+                        linear: &w.q,
+                        out: plain,
+                    }],
+                );
+            }
+            None => input.products(
+                team,
+                [Read {
+                    linear: &w.q,
+                    out: plain,
+                }],
+            ),
+        }
         let k = sized(&mut s.k, rows * width);
         for (from, to) in down.chunks_exact(width).zip(k.chunks_exact_mut(width)) {
             rms_norm(
@@ -353,21 +386,27 @@ impl Decoder {
 
     fn feed_forward(&self, team: &Team, w: &LayerWeights, rows: usize, s: &mut Scratch) {
         let c = &self.config;
-        let normed = sized(&mut s.normed, rows * c.hidden);
-        rms_norm(&s.state[..rows * c.hidden], &w.ffn_norm, c.norm_eps, normed);
-        let result = sized(&mut s.result, rows * c.hidden);
+        let len = rows * c.hidden;
+        let from = &s.state;
+        let norm = |row: usize, out: &mut [f32]| {
+            let from = &from[row * c.hidden..][..c.hidden];
+            rms_norm(from, &w.ffn_norm, c.norm_eps, out);
+        };
         match (&w.ffn, &c.moe) {
             (FeedForward::Dense(dense), _) => {
-                gated(
-                    team,
-                    c.activation,
-                    dense,
-                    normed,
-                    (&mut s.gate, &mut s.up),
-                    result,
-                );
+                let readers = [&dense.gate, &dense.up];
+                let (shape, plain) = ((rows, c.hidden), &mut s.normed);
+                let x = Input::made(team, shape, &norm, &readers, plain, &mut s.quantized);
+                let out = match w.post_ffn_norm {
+                    Some(_) => FeedForwardOut::Set(sized(&mut s.result, len)),
+                    None => FeedForwardOut::Add(&mut s.state[..len]),
+                };
+                feed_forward(team, c.activation, dense, x, &mut s.ffn, out);
             }
             (FeedForward::Experts(experts), Some(rules)) => {
+                let normed = sized(&mut s.normed, len);
+                team.for_rows(normed, c.hidden, &norm);
+                let result = sized(&mut s.result, len);
                 moe::forward(
                     team,
                     c.activation,
@@ -377,15 +416,17 @@ impl Decoder {
                     &mut s.moe,
                     result,
                 );
+                if w.post_ffn_norm.is_none() {
+                    add_assign(&mut s.state[..len], result);
+                }
             }
             (FeedForward::Experts(_), None) => {
                 unreachable!("experts are loaded only where the config has them")
             }
         }
-        if w.post_ffn_norm.is_some() {
-            normalise(&w.post_ffn_norm, c.norm_eps, result, &mut s.narrow);
+        if let Some(norm) = &w.post_ffn_norm {
+            self.add_normed(team, norm, &mut s.result[..len], &mut s.state[..len]);
         }
-        add_assign(&mut s.state[..rows * c.hidden], result);
     }
 }
 
@@ -425,11 +466,11 @@ fn store(batch: &Batch, layer: usize, kv: &mut KvPages, k: &[f32], v: &[f32]) {
     }
 }
 
-/// Norm in place, by way of `narrow`.
-fn normalise(weight: &Option<Vec<f32>>, eps: f32, x: &mut [f32], narrow: &mut Vec<f32>) {
+/// Norm in place, if there is one.
+fn normalise(team: &Team, weight: &Option<Vec<f32>>, eps: f32, x: &mut [f32]) {
     if let Some(weight) = weight {
-        let out = sized(narrow, x.len());
-        rms_norm(x, weight, eps, out);
-        x.copy_from_slice(out);
+        team.for_rows(x, weight.len(), &|_, row| {
+            rms_norm_in_place(row, weight, eps)
+        });
     }
 }

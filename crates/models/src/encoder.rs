@@ -1,10 +1,11 @@
 //! BERT and its kind: every token sees the whole text; used for embeddings.
 
-use sedge_kernels::{Matrix, Team, add_assign, attend_all, gelu, layer_norm};
+use sedge_kernels::{Matrix, Quantized, Team, add_assign, attend_all, gelu, layer_norm};
 
 use crate::batch::{Batch, Outputs};
 use crate::config::Config;
-use crate::decoder::{linear, positions, sized};
+use crate::decoder::{positions, sized};
+use crate::input::{Input, Read};
 use crate::tensors::{TensorError, Tensors};
 use crate::weights::Linear;
 
@@ -49,6 +50,7 @@ pub struct EncoderScratch {
     v: Vec<f32>,
     result: Vec<f32>,
     inner: Vec<f32>,
+    quantized: Quantized,
 }
 
 impl Encoder {
@@ -64,7 +66,7 @@ impl Encoder {
         let linear = |name: &str, rows: usize, cols: usize| -> Result<Linear, TensorError> {
             let weight = t.matrix(&format!("{name}.weight"), rows, cols)?;
             Ok(Linear {
-                weight,
+                weight: weight.into(),
                 bias: t.maybe_vector(&format!("{name}.bias"), rows)?,
             })
         };
@@ -98,6 +100,29 @@ impl Encoder {
         };
         t.all_used()?;
         Ok(encoder)
+    }
+
+    /// Packs the weights; see [`Model::pack`](crate::Model::pack).
+    pub(crate) fn pack(
+        &mut self,
+        team: &Team,
+        done: &mut dyn FnMut(Matrix),
+    ) -> std::io::Result<()> {
+        for w in &mut self.layers {
+            let EncoderLayer {
+                q,
+                k,
+                v,
+                output,
+                up,
+                down,
+                ..
+            } = w;
+            for linear in [q, k, v, output, up, down] {
+                linear.weight.pack(team, done)?;
+            }
+        }
+        Ok(())
     }
 
     /// The model's shape and rules.
@@ -144,9 +169,11 @@ impl Encoder {
                 sized(&mut s.k, len),
                 sized(&mut s.v, len),
             );
-            linear(team, state, &w.q, q);
-            linear(team, state, &w.k, k);
-            linear(team, state, &w.v, v);
+            let readers = [&w.q, &w.k, &w.v];
+            let input = Input::of(team, state, hidden, &readers, &mut s.quantized);
+            let reads = [(&w.q, q), (&w.k, k), (&w.v, v)];
+            input.products(team, reads.map(|(linear, out)| Read { linear, out }));
+            let (q, k, v) = (&s.q[..len], &s.k[..len], &s.v[..len]);
             let attended = sized(&mut s.inner, len);
             attend_all(
                 team,
@@ -159,7 +186,7 @@ impl Encoder {
                 v,
                 attended,
             );
-            linear(team, attended, &w.output, result);
+            read(team, attended, hidden, &w.output, &mut s.quantized, result);
             add_assign(result, state);
             layer_norm(
                 result,
@@ -169,9 +196,16 @@ impl Encoder {
                 state,
             );
             let inner = sized(&mut s.inner, rows * c.intermediate);
-            linear(team, state, &w.up, inner);
-            gelu(inner);
-            linear(team, inner, &w.down, result);
+            read(team, state, hidden, &w.up, &mut s.quantized, inner);
+            team.for_rows(inner, c.intermediate, &|_, row| gelu(row));
+            read(
+                team,
+                inner,
+                c.intermediate,
+                &w.down,
+                &mut s.quantized,
+                result,
+            );
             add_assign(result, state);
             layer_norm(result, &w.norm.weight, &w.norm.bias, c.norm_eps, state);
         }
@@ -182,4 +216,16 @@ impl Encoder {
                 .extend_from_slice(&state[row as usize * hidden..][..hidden]);
         }
     }
+}
+
+/// `out = x · wᵀ + b`.
+fn read(
+    team: &Team,
+    x: &[f32],
+    cols: usize,
+    linear: &Linear,
+    quantized: &mut Quantized,
+    out: &mut [f32],
+) {
+    Input::of(team, x, cols, &[linear], quantized).products(team, [Read { linear, out }]);
 }

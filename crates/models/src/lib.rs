@@ -11,6 +11,7 @@ pub mod config;
 mod convert;
 mod decoder;
 mod encoder;
+mod input;
 mod moe;
 mod open;
 mod rope;

@@ -1,11 +1,12 @@
 //! Mixture of experts: each token visits a few feed-forward blocks, chosen by a router.
 //! Tokens are grouped by expert, so that an expert's weights are read once a step.
 
-use sedge_kernels::{Team, matmul, softmax_in_place};
+use sedge_kernels::{Quantized, Team, matmul, softmax_in_place};
 
 use crate::config::{Activation, Moe};
-use crate::decoder::{gated, sized};
-use crate::weights::Experts;
+use crate::decoder::sized;
+use crate::input::{FeedForwardOut, FeedForwardWork, Input, feed_forward};
+use crate::weights::{Experts, Gated};
 
 /// Working memory.
 #[derive(Debug, Default)]
@@ -18,8 +19,8 @@ pub(crate) struct MoeScratch {
     computed: Vec<f32>,
     /// Each choice's result, `[rows, per_token, hidden]`.
     parts: Vec<f32>,
-    gate: Vec<f32>,
-    up: Vec<f32>,
+    quantized: Quantized,
+    ffn: FeedForwardWork,
 }
 
 /// `out[rows, hidden]`: the weighted sum of each token's experts, and the shared one.
@@ -59,12 +60,12 @@ pub(crate) fn forward(
             to.copy_from_slice(&x[slot / rules.per_token * hidden..][..hidden]);
         }
         let computed = sized(&mut s.computed, count * hidden);
-        gated(
+        visit(
             team,
             activation,
             expert,
             gathered,
-            (&mut s.gate, &mut s.up),
+            (&mut s.quantized, &mut s.ffn),
             computed,
         );
         for (from, slot) in computed.chunks_exact(hidden).zip(visits()) {
@@ -83,12 +84,12 @@ pub(crate) fn forward(
     }
     if let Some(shared) = &w.shared {
         let computed = sized(&mut s.computed, rows * hidden);
-        gated(
+        visit(
             team,
             activation,
             shared,
             x,
-            (&mut s.gate, &mut s.up),
+            (&mut s.quantized, &mut s.ffn),
             computed,
         );
         let weights = sized(&mut s.scores, rows);
@@ -111,6 +112,19 @@ pub(crate) fn forward(
             }
         }
     }
+}
+
+/// One expert's result for the rows that visit it.
+fn visit(
+    team: &Team,
+    activation: Activation,
+    w: &Gated,
+    x: &[f32],
+    (quantized, work): (&mut Quantized, &mut FeedForwardWork),
+    out: &mut [f32],
+) {
+    let x = Input::of(team, x, w.gate.weight.cols(), &[&w.gate, &w.up], quantized);
+    feed_forward(team, activation, w, x, work, FeedForwardOut::Set(out));
 }
 
 /// Appends the experts of one token, the most probable first, the first of equals.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use sedge_formats::gguf::{Gguf, GgufError, Value};
 use sedge_formats::safetensors::{Checkpoint, SafetensorsError};
 use sedge_formats::tokenizer::{Tokenizer, TokenizerError};
-use sedge_kernels::{DType, KvPages, KvShape, Team};
+use sedge_kernels::{DType, KvPages, KvShape, Matrix, Team};
 
 use crate::batch::{Batch, Outputs};
 use crate::config::{self, Config, ConfigError, Pooling};
@@ -84,6 +84,21 @@ impl Model {
     /// What the cache keeps of a token in one layer.
     pub fn kv_shape(&self) -> KvShape {
         self.config().kv_shape()
+    }
+
+    /// Packs quantised weights for products with 8-bit activations: faster by far, and off by
+    /// the activations' rounding, some 0.4 % of each group's largest. Without it, products
+    /// decode the stored weights to f32: the reference. Pages of a mapped file are given back
+    /// as soon as what was on them is packed.
+    ///
+    /// # Errors
+    /// When the memory cannot be had; the model still runs then.
+    pub fn pack(&mut self, team: &Team) -> std::io::Result<()> {
+        let done = &mut |stored: Matrix| sedge_formats::release(stored.bytes());
+        match self {
+            Model::Decoder(model) => model.pack(team, done),
+            Model::Encoder(model) => model.pack(team, done),
+        }
     }
 
     /// Runs a batch. An encoder leaves no logits and touches no pages.

@@ -1,6 +1,6 @@
 //! A decoder's weights, read from tensors into the shapes that the forward pass walks.
 
-use sedge_kernels::{Matrix, dequantize};
+use sedge_kernels::{Matrix, Team, Weight, dequantize};
 
 use crate::config::{Config, Latent, QkNorm};
 use crate::tensors::{Stored, TensorError, Tensors};
@@ -8,8 +8,17 @@ use crate::tensors::{Stored, TensorError, Tensors};
 /// A product with an optional bias.
 #[derive(Debug, Clone)]
 pub(crate) struct Linear {
-    pub(crate) weight: Matrix,
+    pub(crate) weight: Weight,
     pub(crate) bias: Option<Vec<f32>>,
+}
+
+impl From<Matrix> for Linear {
+    fn from(weight: Matrix) -> Linear {
+        Linear {
+            weight: weight.into(),
+            bias: None,
+        }
+    }
 }
 
 /// Gate, up and down of a gated feed-forward block.
@@ -41,11 +50,11 @@ pub(crate) enum FeedForward {
 #[derive(Debug, Clone)]
 pub(crate) struct LatentWeights {
     /// Queries' bottleneck and its norm, if they have one; then `q` reads from it.
-    pub(crate) q_down: Option<(Matrix, Vec<f32>)>,
+    pub(crate) q_down: Option<(Linear, Vec<f32>)>,
     /// `[heads · (nope + rope), …]`.
-    pub(crate) q: Matrix,
+    pub(crate) q: Linear,
     /// `[kv_rank + rope, hidden]`.
-    pub(crate) kv_down: Matrix,
+    pub(crate) kv_down: Linear,
     pub(crate) kv_norm: Vec<f32>,
     /// For each head `[kv_rank, nope]`: a query's part without positions into the latent space.
     pub(crate) q_to_latent: Vec<Matrix>,
@@ -87,7 +96,7 @@ pub(crate) struct Weights {
     pub(crate) layers: Vec<LayerWeights>,
     pub(crate) norm: Vec<f32>,
     /// The embeddings again where they are tied.
-    pub(crate) head: Matrix,
+    pub(crate) head: Linear,
 }
 
 impl Weights {
@@ -106,8 +115,57 @@ impl Weights {
             embeddings,
             layers,
             norm,
-            head,
+            head: head.into(),
         })
+    }
+
+    /// Packs what products read; the embeddings, read row by row, stay as they are stored.
+    pub(crate) fn pack(
+        &mut self,
+        team: &Team,
+        done: &mut dyn FnMut(Matrix),
+    ) -> std::io::Result<()> {
+        let linears = self.layers.iter_mut().flat_map(LayerWeights::linears);
+        for linear in linears.chain([&mut self.head]) {
+            linear.weight.pack(team, done)?;
+        }
+        Ok(())
+    }
+}
+
+impl Gated {
+    fn linears(&mut self) -> [&mut Linear; 3] {
+        [&mut self.gate, &mut self.up, &mut self.down]
+    }
+}
+
+impl LayerWeights {
+    /// Every product of the layer but those of a few rows or of one head: the choice of experts
+    /// and the ways into and out of a latent space.
+    fn linears(&mut self) -> Vec<&mut Linear> {
+        let mut all = match &mut self.projections {
+            Projections::Heads { q, k, v, .. } => vec![q, k, v],
+            Projections::Latent(latent) => {
+                let LatentWeights {
+                    q_down, q, kv_down, ..
+                } = &mut **latent;
+                let down = q_down.as_mut().map(|(down, _)| down);
+                down.into_iter().chain([q, kv_down]).collect()
+            }
+        };
+        all.push(&mut self.output);
+        match &mut self.ffn {
+            FeedForward::Dense(gated) => all.extend(gated.linears()),
+            FeedForward::Experts(e) => {
+                all.extend(
+                    e.experts
+                        .iter_mut()
+                        .chain(&mut e.shared)
+                        .flat_map(Gated::linears),
+                );
+            }
+        }
+        all
     }
 }
 
@@ -141,21 +199,23 @@ impl Block<'_> {
     fn linear(&self, part: &str, rows: usize, cols: usize) -> Result<Linear, TensorError> {
         let weight = self.matrix(&format!("{part}.weight"), rows, cols)?;
         Ok(Linear {
-            weight,
+            weight: weight.into(),
             bias: self.maybe_vector(&format!("{part}.bias"), rows)?,
         })
     }
 
     /// Several products in one matrix, their rows one after the other.
     fn fused(&self, part: &str, rows: &[usize], cols: usize) -> Result<Vec<Linear>, TensorError> {
-        let all = self.linear(part, rows.iter().sum(), cols)?;
+        let count = rows.iter().sum();
+        let all = self.matrix(&format!("{part}.weight"), count, cols)?;
+        let bias = self.maybe_vector(&format!("{part}.bias"), count)?;
         let mut start = 0;
         let split = |&n: &usize| {
             let range = start..start + n;
             start += n;
             Linear {
-                weight: all.weight.slice_rows(range.clone()),
-                bias: all.bias.as_ref().map(|b| b[range].to_vec()),
+                weight: all.slice_rows(range.clone()).into(),
+                bias: bias.as_ref().map(|b| b[range].to_vec()),
             }
         };
         Ok(rows.iter().map(split).collect())
@@ -230,7 +290,7 @@ fn latent_attention(config: &Config, b: &Block<'_>, l: Latent) -> Result<Project
         Some(rank) => {
             let down = b.matrix("attn_q_a.weight", rank, hidden)?;
             (
-                Some((down, b.vector("attn_q_a_norm.weight", rank)?)),
+                Some((down.into(), b.vector("attn_q_a_norm.weight", rank)?)),
                 b.matrix("attn_q_b.weight", q_rows, rank)?,
             )
         }
@@ -254,8 +314,10 @@ fn latent_attention(config: &Config, b: &Block<'_>, l: Latent) -> Result<Project
     };
     Ok(Projections::Latent(Box::new(LatentWeights {
         q_down,
-        q,
-        kv_down: b.matrix("attn_kv_a_mqa.weight", l.kv_rank + l.rope, hidden)?,
+        q: q.into(),
+        kv_down: b
+            .matrix("attn_kv_a_mqa.weight", l.kv_rank + l.rope, hidden)?
+            .into(),
         kv_norm: b.vector("attn_kv_a_norm.weight", l.kv_rank)?,
         q_to_latent,
         latent_to_v,
@@ -297,7 +359,7 @@ fn feed_forward(config: &Config, b: &Block<'_>, moe: bool) -> Result<FeedForward
     let gates = part("ffn_gate_exps.weight", m.intermediate, hidden)?;
     let ups = part("ffn_up_exps.weight", m.intermediate, hidden)?;
     let downs = part("ffn_down_exps.weight", hidden, m.intermediate)?;
-    let plain = |weight| Linear { weight, bias: None };
+    let plain = Linear::from;
     let experts = gates
         .into_iter()
         .zip(ups)

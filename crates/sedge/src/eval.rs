@@ -11,7 +11,7 @@ use sedge_kernels::{PAGE_TOKENS, Team};
 use serde_json::json;
 
 use crate::failure::Failure;
-use crate::machine::{self, Kv};
+use crate::machine::{self, Arithmetic, Kv};
 use crate::output::{self, ProgressLine};
 use crate::source::Source;
 
@@ -54,6 +54,10 @@ struct PerplexityArgs {
     #[arg(long, value_name = "N")]
     windows: Option<usize>,
 
+    /// How quantised weights are multiplied
+    #[arg(long, value_enum, value_name = "HOW", default_value = "int8")]
+    arithmetic: Arithmetic,
+
     /// Type in which keys and values are kept
     #[arg(long, value_enum, value_name = "TYPE", default_value = "f32")]
     kv: Kv,
@@ -75,7 +79,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
 
 fn perplexity(args: PerplexityArgs) -> Result<(), Failure> {
     let text = std::fs::read_to_string(&args.file).map_err(|e| Failure::file(&args.file, &e))?;
-    let opened = args.model.open()?;
+    let mut opened = args.model.open()?;
     let tokenizer = opened.tokenizer.ok_or_else(|| {
         Failure::new(format_args!(
             "{}: the model has no tokenizer",
@@ -84,6 +88,7 @@ fn perplexity(args: PerplexityArgs) -> Result<(), Failure> {
     })?;
     let threads = machine::threads(args.threads);
     let team = Team::new(threads);
+    args.arithmetic.ready(&mut opened.model, &team)?;
     let kv = args.kv.into();
     // No more than the model can use, whatever was asked for.
     let context = opened.model.config().context;

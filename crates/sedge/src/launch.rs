@@ -38,7 +38,7 @@ pub(crate) fn launch(
     machine: &MachineArgs,
     config: EngineConfig,
 ) -> Result<Running, Failure> {
-    let opened = source.open()?;
+    let mut opened = source.open()?;
     let tokenizer = opened.tokenizer.ok_or_else(|| {
         Failure::new(format_args!("{}: the model has no tokenizer", source.name))
             .hint("a folder with tokenizer.json beside the weights")
@@ -47,6 +47,8 @@ pub(crate) fn launch(
         .chat_template
         .as_deref()
         .and_then(|text| compile(&source.name, text, &tokenizer));
+    let team = Team::new(machine::threads(machine.threads));
+    machine.arithmetic.ready(&mut opened.model, &team)?;
     let model = opened.model.config();
     let architecture = model.architecture.name();
     let generates = !model.bidirectional();
@@ -69,7 +71,6 @@ pub(crate) fn launch(
             machine::tokens(pages),
         ));
     }
-    let team = Team::new(machine::threads(machine.threads));
     let executor = CpuExecutor::new(Arc::new(opened.model), team, kv, pages, context);
     let engine = Engine::start(Box::new(executor), Some(tokenizer.clone()), config);
     Ok(Running {

@@ -3,8 +3,10 @@
 use std::num::NonZeroUsize;
 
 use clap::ValueEnum;
-use sedge_kernels::{KvShape, KvType, PAGE_TOKENS};
+use sedge_kernels::{KvShape, KvType, PAGE_TOKENS, Team};
+use sedge_models::Model;
 
+use crate::failure::Failure;
 use crate::size::Bytes;
 
 /// Options that every command with a running model shares.
@@ -14,6 +16,10 @@ pub(crate) struct MachineArgs {
     /// Threads that compute [default: the machine's physical cores]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
+
+    /// How quantised weights are multiplied
+    #[arg(long, value_enum, value_name = "HOW", default_value = "int8")]
+    pub(crate) arithmetic: Arithmetic,
 
     /// Type in which keys and values are kept
     #[arg(long, value_enum, value_name = "TYPE", default_value = "f16")]
@@ -26,6 +32,28 @@ pub(crate) struct MachineArgs {
     /// Most tokens of a conversation [default: the model's own limit]
     #[arg(long, value_name = "TOKENS")]
     pub(crate) context: Option<NonZeroUsize>,
+}
+
+/// How quantised weights are multiplied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Arithmetic {
+    /// Packed, with activations rounded to 8 bits: fast
+    Int8,
+    /// Decoded to f32, with f32 activations: the reference
+    F32,
+}
+
+impl Arithmetic {
+    /// Readies an opened model for it.
+    pub(crate) fn ready(self, model: &mut Model, team: &Team) -> Result<(), Failure> {
+        match self {
+            Arithmetic::Int8 => model.pack(team).map_err(|error| {
+                Failure::new(format_args!("the weights could not be packed: {error}"))
+                    .hint("--arithmetic f32, which uses them as they lie in the file")
+            }),
+            Arithmetic::F32 => Ok(()),
+        }
+    }
 }
 
 /// A type of stored keys and values, by its name.

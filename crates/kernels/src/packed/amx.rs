@@ -79,8 +79,12 @@ fn block_products<const BLOCK: usize, const MINIMA: bool>(
     // are stored, are scaled.
     let multiply = |step: usize| {
         let group = step / steps;
-        let a = codes[group * BLOCK_ROWS..][..BLOCK_ROWS].as_ptr().cast::<i8>();
-        let b = weights[group * GROUP / 4..][..GROUP / 4].as_ptr().cast::<u8>();
+        let a = codes[group * BLOCK_ROWS..][..BLOCK_ROWS]
+            .as_ptr()
+            .cast::<i8>();
+        let b = weights[group * GROUP / 4..][..GROUP / 4]
+            .as_ptr()
+            .cast::<u8>();
         let half = step % steps;
         // SAFETY: the tiles have the shape that `enter` set; each load stays within the group.
         unsafe { multiply::<BLOCK>(a.add(half * 32), b.add(half * 512)) }

@@ -6,11 +6,7 @@ use super::quantized::RowBlock;
 use super::{code_of, scale_of};
 
 /// See [`Kernels::unpack`](super::kernels::Kernels).
-pub(super) fn unpack<F: Format>(
-    strip: &[u8],
-    signed: bool,
-    panel: &mut Panel,
-) {
+pub(super) fn unpack<F: Format>(strip: &[u8], signed: bool, panel: &mut Panel) {
     panel.shape::<F>(strip.len() / F::UNIT_BYTES, signed);
     for (u, unit) in strip.chunks_exact(F::UNIT_BYTES).enumerate() {
         for slab in 0..F::UNIT / SLAB {

@@ -86,21 +86,40 @@ pub fn gated_product(
     check(x, up, up_bias, out.len());
     let out = Disjoint::new(out);
     let ways: [Way<'_>; 2] = [&|strip| (gate, strip), &|strip| (up, strip)];
-    share(kernels(), team, x, gate.strips(), &ways, &|strip, rows, sums| {
-        let [gates, ups] = sums else { unreachable!("two ways") };
-        for (sums, bias) in [(&mut *gates, gate_bias), (&mut *ups, up_bias)] {
-            add_bias(&mut sums[..rows.len()], strip, bias);
-        }
-        let len = rows.len() * STRIP;
-        activate(&mut gates.as_flattened_mut()[..len], &ups.as_flattened()[..len]);
-        write(gates, rows, strip, gate.rows(), None, false, &out);
-    });
+    share(
+        kernels(),
+        team,
+        x,
+        gate.strips(),
+        &ways,
+        &|strip, rows, sums| {
+            let [gates, ups] = sums;
+            for (sums, bias) in [(&mut *gates, gate_bias), (&mut *ups, up_bias)] {
+                add_bias(&mut sums[..rows.len()], strip, bias);
+            }
+            let len = rows.len() * STRIP;
+            activate(
+                &mut gates.as_flattened_mut()[..len],
+                &ups.as_flattened()[..len],
+            );
+            write(gates, rows, strip, gate.rows(), None, false, &out);
+        },
+    );
 }
 
 fn check(x: &Quantized, w: &Packed, bias: Option<&[f32]>, out: usize) {
     assert_eq!(w.cols(), x.cols(), "columns of weights and activations");
-    assert_eq!(out, x.rows() * w.rows(), "out is not {} × {}", x.rows(), w.rows());
-    assert!(bias.is_none_or(|b| b.len() == w.rows()), "a bias of another length");
+    assert_eq!(
+        out,
+        x.rows() * w.rows(),
+        "out is not {} × {}",
+        x.rows(),
+        w.rows()
+    );
+    assert!(
+        bias.is_none_or(|b| b.len() == w.rows()),
+        "a bias of another length"
+    );
 }
 
 fn add_bias(sums: &mut [[f32; STRIP]], strip: usize, bias: Option<&[f32]>) {
@@ -186,7 +205,9 @@ fn share<const WAYS: usize>(
                 if panels.len() < width * WAYS {
                     panels.resize_with(width * WAYS, Panel::new);
                 }
-                let numbered = strips.clone().flat_map(|strip| ways.iter().map(move |w| w(strip)));
+                let numbered = strips
+                    .clone()
+                    .flat_map(|strip| ways.iter().map(move |w| w(strip)));
                 for ((w, strip), panel) in numbered.zip(&mut *panels) {
                     (k.unpack)(w.dtype(), w.strip(strip), k.tiles.is_some(), panel);
                 }
