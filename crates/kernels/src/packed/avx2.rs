@@ -80,6 +80,31 @@ fn store_f32(values: &mut [f32], v: __m256) {
 }
 
 avx2! {
+/// Adds a plane of `WIDTH` bits to the codes that it is part of, above the `below` lowest bits.
+/// Planes lie in the order of their bits, so that `below` is also where this one starts.
+#[inline]
+fn plane<const WIDTH: usize>(
+    vectors: &[[u8; 32]],
+    half: usize,
+    below: usize,
+    out: &mut [__m256i; 8],
+) {
+    let mask = _mm256_set1_epi8((((1 << WIDTH) - 1) << below) as i8);
+    for group in 0..8 {
+        let v = load(&vectors[2 * (below + group % WIDTH) + half]);
+        let at = group / WIDTH * WIDTH;
+        // The field, brought to where it stands in the code.
+        let v = if at >= below {
+            _mm256_srl_epi16(v, _mm_cvtsi32_si128((at - below) as i32))
+        } else {
+            _mm256_sll_epi16(v, _mm_cvtsi32_si128((below - at) as i32))
+        };
+        out[group] = _mm256_or_si256(out[group], _mm256_and_si256(v, mask));
+    }
+}
+}
+
+avx2! {
 /// The eight vectors of codes of one half of a slab's rows.
 #[inline]
 fn codes<F: Format>(slab: &[u8], half: usize) -> [__m256i; 8] {
@@ -91,25 +116,15 @@ fn codes<F: Format>(slab: &[u8], half: usize) -> [__m256i; 8] {
         }
         return out;
     }
-    let (mut start, mut below) = (0, 0);
-    for width in [4, 2, 1] {
-        if F::BITS & width == 0 {
-            continue;
-        }
-        let mask = _mm256_set1_epi8((((1 << width) - 1) << below) as i8);
-        for (group, out) in out.iter_mut().enumerate() {
-            let v = load(&vectors[2 * (start + group % width) + half]);
-            let at = group / width * width;
-            // The field, brought to where it stands in the code.
-            let v = if at >= below {
-                _mm256_srl_epi16(v, _mm_cvtsi32_si128((at - below) as i32))
-            } else {
-                _mm256_sll_epi16(v, _mm_cvtsi32_si128((below - at) as i32))
-            };
-            *out = _mm256_or_si256(*out, _mm256_and_si256(v, mask));
-        }
-        start += width;
-        below += width;
+    // Spelled out, lest a loop over widths stays a loop.
+    if F::BITS & 4 != 0 {
+        plane::<4>(vectors, half, 0, &mut out);
+    }
+    if F::BITS & 2 != 0 {
+        plane::<2>(vectors, half, F::BITS & 4, &mut out);
+    }
+    if F::BITS & 1 != 0 {
+        plane::<1>(vectors, half, F::BITS & 6, &mut out);
     }
     if F::CODEBOOK {
         let table = crate::block::IQ4.map(|v| (v as u8 ^ 0x80) as i8);

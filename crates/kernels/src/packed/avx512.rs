@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use super::kernels::Kernels;
 use super::layout::{Format, GROUP, SLAB, STRIP, with_format};
 use super::panel::{Codes, Panel};
-use super::quantized::{GroupOut, RowBlock, quantize_group};
+use super::quantized::{GroupOut, RowBlock, factors};
 
 /// The set, where the machine has it.
 pub(super) fn kernels() -> Option<&'static Kernels> {
@@ -50,8 +50,35 @@ fn pack<F: Format>(stored: &[u8], row_bytes: usize, strip: &mut [u8]) {
 }
 
 avx512! {
+/// [`quantize_group`], four vectors at a time.
 fn quantize(x: &[f32; GROUP], out: GroupOut<'_>) {
-    quantize_group(x, out);
+    let mut v = [_mm512_setzero_ps(); 4];
+    for (v, x) in v.iter_mut().zip(x.as_chunks::<16>().0) {
+        *v = load_f32(x);
+    }
+    let size = |i: usize| _mm512_abs_ps(v[i]);
+    // The largest magnitude as an integer: so ordered, what is not finite is above all else.
+    let bits = |i: usize| _mm512_castps_si512(size(i));
+    let largest = _mm512_max_epi32(_mm512_max_epi32(bits(0), bits(1)), _mm512_max_epi32(bits(2), bits(3)));
+    let factors = factors(f32::from_bits(_mm512_reduce_max_epi32(largest) as u32));
+    *out.scale = factors.scale;
+    if !factors.scale.is_finite() {
+        out.codes.fill(0);
+        out.sums.fill(0);
+        out.slab_sums.fill(0.0);
+        return;
+    }
+    let inverse = _mm512_set1_ps(factors.inverse);
+    for (i, codes) in out.codes.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+        // Rounds to nearest, ties to even.
+        let whole = _mm512_cvtps_epi32(_mm512_mul_ps(v[i], inverse));
+        out.sums[i] = _mm512_reduce_add_epi32(whole);
+        // SAFETY: writes the 16 bytes of the array.
+        unsafe { _mm_storeu_si128(codes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(whole)) };
+    }
+    for (slab, sums) in out.slab_sums.iter_mut().zip(out.sums.as_chunks::<2>().0) {
+        *slab = (sums[0] + sums[1]) as f32;
+    }
 }
 }
 
@@ -80,6 +107,29 @@ pub(super) fn store_f32(values: &mut [f32; STRIP], v: __m512) {
 }
 
 avx512! {
+/// Adds a plane of `WIDTH` bits to the codes that it is part of, above the `below` lowest bits.
+#[inline]
+fn plane<const WIDTH: usize>(vectors: &[[u8; 64]], below: usize, out: &mut [__m512i; 8]) {
+    let mask = _mm512_set1_epi8((((1 << WIDTH) - 1) << below) as i8);
+    let mut loaded = [_mm512_setzero_si512(); WIDTH];
+    for v in 0..WIDTH {
+        loaded[v] = load(&vectors[v]);
+    }
+    for group in 0..8 {
+        let (v, at) = (loaded[group % WIDTH], group / WIDTH * WIDTH);
+        // The field, brought to where it stands in the code.
+        let v = if at >= below {
+            _mm512_srlv_epi16(v, _mm512_set1_epi16((at - below) as i16))
+        } else {
+            _mm512_sllv_epi16(v, _mm512_set1_epi16((below - at) as i16))
+        };
+        // out | v & mask
+        out[group] = _mm512_ternarylogic_epi32::<0xf8>(out[group], v, mask);
+    }
+}
+}
+
+avx512! {
 /// The eight vectors of a slab's codes.
 #[inline]
 fn codes<F: Format>(slab: &[u8]) -> [__m512i; 8] {
@@ -91,29 +141,15 @@ fn codes<F: Format>(slab: &[u8]) -> [__m512i; 8] {
         }
         return out;
     }
-    let (mut start, mut below) = (0, 0);
-    for width in [4, 2, 1] {
-        if F::BITS & width == 0 {
-            continue;
-        }
-        let mask = _mm512_set1_epi8((((1 << width) - 1) << below) as i8);
-        let mut plane = [_mm512_setzero_si512(); 4];
-        for (v, plane) in plane.iter_mut().enumerate().take(width) {
-            *plane = load(&vectors[start + v]);
-        }
-        for (group, out) in out.iter_mut().enumerate() {
-            let (v, at) = (plane[group % width], group / width * width);
-            // The field, brought to where it stands in the code.
-            let v = if at >= below {
-                _mm512_srlv_epi16(v, _mm512_set1_epi16((at - below) as i16))
-            } else {
-                _mm512_sllv_epi16(v, _mm512_set1_epi16((below - at) as i16))
-            };
-            // out | v & mask
-            *out = _mm512_ternarylogic_epi32::<0xf8>(*out, v, mask);
-        }
-        start += width;
-        below += width;
+    // Spelled out, lest a loop over widths stays a loop.
+    if F::BITS & 4 != 0 {
+        plane::<4>(&vectors[..4], 0, &mut out);
+    }
+    if F::BITS & 2 != 0 {
+        plane::<2>(&vectors[F::BITS & 4..][..2], F::BITS & 4, &mut out);
+    }
+    if F::BITS & 1 != 0 {
+        plane::<1>(&vectors[F::BITS & 6..][..1], F::BITS & 6, &mut out);
     }
     if F::CODEBOOK {
         let table = crate::block::IQ4.map(|v| (v as u8 ^ 0x80) as i8);

@@ -64,7 +64,9 @@ pub(super) fn products_on(k: &Kernels, team: &Team, x: &Quantized, all: &mut [Pr
         }];
         share(k, team, x, strips, &ways, &|strip, rows, sums| {
             let (start, w, bias, add, out) = find(strip);
-            write(&sums[0], rows, strip - start, w.rows(), *bias, *add, out);
+            let (sums, strip) = (&mut sums[0][..rows.len()], strip - start);
+            add_bias(sums, strip, *bias);
+            write(sums, rows, strip, w.rows(), *add, out);
         });
     }
 }
@@ -94,15 +96,11 @@ pub fn gated_product(
         &ways,
         &|strip, rows, sums| {
             let [gates, ups] = sums;
-            for (sums, bias) in [(&mut *gates, gate_bias), (&mut *ups, up_bias)] {
-                add_bias(&mut sums[..rows.len()], strip, bias);
-            }
-            let len = rows.len() * STRIP;
-            activate(
-                &mut gates.as_flattened_mut()[..len],
-                &ups.as_flattened()[..len],
-            );
-            write(gates, rows, strip, gate.rows(), None, false, &out);
+            let (gates, ups) = (&mut gates[..rows.len()], &mut ups[..rows.len()]);
+            add_bias(gates, strip, gate_bias);
+            add_bias(ups, strip, up_bias);
+            activate(gates.as_flattened_mut(), ups.as_flattened());
+            write(gates, rows, strip, gate.rows(), false, &out);
         },
     );
 }
@@ -134,19 +132,16 @@ fn add_bias(sums: &mut [[f32; STRIP]], strip: usize, bias: Option<&[f32]>) {
 
 /// Puts a strip's sums of some rows where they belong in `[rows, n]`.
 fn write(
-    sums: &Sums,
+    sums: &[[f32; STRIP]],
     rows: Range<usize>,
     strip: usize,
     n: usize,
-    bias: Option<&[f32]>,
     add: bool,
     out: &Disjoint<'_, f32>,
 ) {
-    let mut sums = *sums;
-    add_bias(&mut sums[..rows.len()], strip, bias);
     let first = strip * STRIP;
     let lanes = STRIP.min(n - first);
-    for (row, sums) in rows.zip(&sums) {
+    for (row, sums) in rows.zip(sums) {
         // SAFETY: each task writes the outputs of its own strips and rows.
         let out = unsafe { out.part(row * n + first, lanes) };
         match (<&mut [f32; STRIP]>::try_from(&mut *out), add) {

@@ -176,40 +176,40 @@ thread_local! {
     static ROW: std::cell::RefCell<Vec<f32>> = const { std::cell::RefCell::new(Vec::new()) };
 }
 
-/// The one definition; compiled for each instruction set.
+/// How a group is quantised.
+pub(crate) struct Factors {
+    /// Multiplies the integers; NaN for a group that is not finite.
+    pub(crate) scale: f32,
+    /// Multiplies the values.
+    pub(crate) inverse: f32,
+}
+
+/// From the largest magnitude of a group, which is infinite or NaN if any value is.
+#[inline(always)]
+pub(crate) fn factors(largest: f32) -> Factors {
+    let inverse = 127.0 / largest;
+    let (scale, inverse) = if !largest.is_finite() {
+        (f32::NAN, 0.0)
+    } else if inverse.is_finite() {
+        (largest / 127.0, inverse)
+    } else {
+        // Zero, or subnormal: nothing beside other values.
+        (0.0, 0.0)
+    };
+    Factors { scale, inverse }
+}
+
+/// The definition of quantisation.
 #[inline(always)]
 pub(crate) fn quantize_group(x: &[f32; GROUP], out: GroupOut<'_>) {
-    let mut lanes = [0.0f32; 16];
-    for x in x.as_chunks::<16>().0 {
-        for (lane, x) in lanes.iter_mut().zip(x) {
-            let x = x.abs();
-            // NaN is kept: it compares as neither less nor greater.
-            *lane = if *lane >= x { *lane } else { x };
-        }
-    }
-    let mut max = lanes[0];
-    for &lane in &lanes[1..] {
-        max = if max >= lane { max } else { lane };
-    }
-    // A NaN that a later lane hid makes the sum NaN.
-    let poison: f32 = x.iter().map(|x| x * 0.0).sum();
-    let (scale, inverse) = if poison != 0.0 {
-        (f32::NAN, 0.0)
-    } else if max > 0.0 {
-        (max / 127.0, 127.0 / max)
-    } else {
-        (0.0, 0.0)
-    };
-    // Subnormal maxima have an infinite inverse; they are nothing beside other values.
-    let (scale, inverse) = if inverse.is_finite() {
-        (scale, inverse)
-    } else {
-        (0.0, 0.0)
-    };
-    *out.scale = scale;
-    for (codes, x) in out.codes.iter_mut().zip(x) {
-        let x = if poison != 0.0 { 0.0 } else { *x };
-        *codes = (x * inverse).round_ties_even() as i32 as i8;
+    // As integers, magnitudes are in order, and what is not finite is above all else.
+    let largest = x.iter().fold(0, |max, x| max.max(x.abs().to_bits()));
+    let factors = factors(f32::from_bits(largest));
+    *out.scale = factors.scale;
+    let finite = factors.scale.is_finite();
+    for (code, x) in out.codes.iter_mut().zip(x) {
+        let x = if finite { *x } else { 0.0 };
+        *code = (x * factors.inverse).round_ties_even() as i32 as i8;
     }
     for (sum, codes) in out.sums.iter_mut().zip(out.codes.as_chunks::<16>().0) {
         *sum = codes.iter().map(|&c| i32::from(c)).sum();
