@@ -15,6 +15,7 @@ mod spm;
 mod stream;
 mod vocabulary;
 
+pub use alphabet::byte_letters;
 use std::path::Path;
 
 use indexmap::IndexMap;

@@ -398,7 +398,7 @@ fn permute(bytes: &Bytes, heads: usize, rows: usize, row_bytes: usize) -> Bytes 
 }
 
 /// The wanted type, or the nearest whose blocks a row fills.
-fn fitting(wanted: DType, cols: usize) -> DType {
+pub(crate) fn fitting(wanted: DType, cols: usize) -> DType {
     [wanted, DType::Q8_0, DType::F16]
         .into_iter()
         .find(|d| d.bytes_for(cols).is_some())
@@ -418,7 +418,7 @@ fn commonest(parts: &[Part]) -> Option<DType> {
 }
 
 /// llama.cpp's number for a file that is mostly of one type.
-fn file_type(dtype: DType) -> u32 {
+pub(crate) fn file_type(dtype: DType) -> u32 {
     match dtype {
         DType::F32 => 0,
         DType::F16 => 1,

@@ -15,6 +15,7 @@ mod input;
 mod moe;
 mod open;
 mod rope;
+mod synth;
 mod tensors;
 mod weights;
 
@@ -27,4 +28,5 @@ pub use encoder::{Encoder, EncoderScratch};
 pub use open::{
     Info, Model, OpenError, Opened, Recommended, TensorFact, Workspace, open, open_bytes,
 };
+pub use synth::{Mixture, SynthError, SynthReport, likes, synth};
 pub use tensors::TensorError;

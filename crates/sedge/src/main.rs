@@ -15,6 +15,7 @@ mod serve;
 mod show;
 mod size;
 mod source;
+mod synth;
 
 use std::process::ExitCode;
 
@@ -51,6 +52,8 @@ enum Command {
     Show(show::Args),
     /// Write a model as one GGUF file, quantised if asked
     Convert(convert::Args),
+    /// Write a file with random weights in the shape of a known model
+    Synth(synth::Args),
     /// Measure a model
     Eval(eval::Args),
     /// Print a shell's completion script
@@ -75,6 +78,7 @@ fn try_main() -> Result<(), Failure> {
         Some(Command::Run(args)) => run::run(args),
         Some(Command::Show(args)) => show::run(args),
         Some(Command::Convert(args)) => convert::run(args),
+        Some(Command::Synth(args)) => synth::run(args),
         Some(Command::Eval(args)) => eval::run(args),
         Some(Command::Completions(args)) => completions::run(args, &mut Cli::command()),
     }

@@ -29,6 +29,17 @@ pub(super) fn bytes(token: &str) -> Option<Vec<u8>> {
     token.chars().map(|c| *TABLE.get(c as usize)?).collect()
 }
 
+/// The character of each byte: [`byte_letters()`](super::byte_letters).
+pub fn byte_letters() -> [char; 256] {
+    let mut letters = ['\0'; 256];
+    for (letter, byte) in ('\0'..).zip(&TABLE) {
+        if let Some(byte) = byte {
+            letters[usize::from(*byte)] = letter;
+        }
+    }
+    letters
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -41,5 +52,8 @@ mod tests {
         assert_eq!(bytes("Ġhé"), Some(vec![b' ', b'h', 0xe9]));
         assert_eq!(bytes("Ċ"), Some(b"\n".to_vec()));
         assert_eq!(bytes("a b"), None);
+        for (byte, letter) in (0..=255).zip(byte_letters()) {
+            assert_eq!(bytes(&letter.to_string()), Some(vec![byte]));
+        }
     }
 }
