@@ -5,10 +5,9 @@ use std::ops::Range;
 
 use crate::isa::{Isa, isa};
 use crate::kv::PageHead;
-use crate::matmul::{TILE_W, TILE_X, Tiles};
-use crate::simd::{LANES, Simd};
+use crate::simd::Sixteen;
 use crate::team::Disjoint;
-use crate::{KvPages, PAGE_TOKENS, Team};
+use crate::{KvPages, KvType, PAGE_TOKENS, Team};
 
 /// Consecutive tokens of one sequence within a flat batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,11 +39,17 @@ pub struct Attention<'a> {
     pub tables: &'a [u32],
 }
 
-/// Queries of one head of keys that share each decoded page.
+/// Queries of one head of keys that share what is decoded of its pages.
 const QUERIES: usize = 32;
 
-/// Vectors of values that are summed side by side: enough to hide the latency of a sum.
-const WIDE: usize = 8;
+/// Pages that are decoded together: 64 tokens, the columns of a tile of scores.
+const CHUNK: usize = 4;
+
+/// Tokens of a chunk.
+const TOKENS: usize = CHUNK * PAGE_TOKENS;
+
+/// Vectors of values that are summed side by side.
+const WIDE: usize = 4;
 
 thread_local! {
     /// Queries, sums and decoded pages of a task.
@@ -111,8 +116,7 @@ fn attend_on(isa: &Isa, team: &Team, a: &Attention<'_>, q: &[f32], kv: &KvPages,
         // The last rows see most: begin with them, so that no thread ends with a long task.
         let first = (blocks(segment) - 1 - block) * rows_in_block;
         SCRATCH.with_borrow_mut(|scratch| {
-            (isa.attend)(&mut Work {
-                tiles: &isa.tiles,
+            let work = Work {
                 a,
                 q,
                 kv,
@@ -123,15 +127,14 @@ fn attend_on(isa: &Isa, team: &Team, a: &Attention<'_>, q: &[f32], kv: &KvPages,
                 row: segment.rows.start + first,
                 rows: rows_in_block.min(segment.rows.len() - first),
                 position: segment.position + first,
-                scratch,
-            });
+            };
+            (isa.attend)(&work, scratch);
         });
     });
 }
 
 /// A few rows of one segment against one head of keys and values.
 pub(crate) struct Work<'a> {
-    tiles: &'a Tiles,
     a: &'a Attention<'a>,
     q: &'a [f32],
     kv: &'a KvPages,
@@ -144,225 +147,417 @@ pub(crate) struct Work<'a> {
     row: usize,
     rows: usize,
     position: usize,
-    scratch: &'a mut Vec<f32>,
 }
 
-/// Softmax over pages, oldest first, with a running maximum (Milakov and Gimelshein 2018,
-/// arXiv 1805.02867). All rows of scratch are padded to whole vectors with zeros.
+/// Softmax over chunks of four pages, oldest first, with a running maximum (Milakov and
+/// Gimelshein 2018, arXiv 1805.02867). Chunks begin at multiples of 64 positions, whoever asks.
 #[inline(always)]
-pub(crate) fn work<S: Simd>(s: S, w: &mut Work<'_>) {
+pub(crate) fn work<S: Sixteen>(s: S, w: &Work<'_>, scratch: &mut Vec<f32>) {
     let (a, shape) = (w.a, w.kv.shape());
-    let (k_pad, v_pad) = (padded(shape.k_dim), padded(shape.v_dim));
+    let v_pad = shape.v_dim.next_multiple_of(16);
     let queries = w.rows * w.group;
+    let padded = queries.next_multiple_of(S::QUERIES);
     let sizes = [
-        queries * k_pad,
-        queries * v_pad,
-        2 * queries,
-        PAGE_TOKENS * (k_pad + v_pad),
+        padded * shape.k_dim,
+        padded * v_pad,
+        padded * TOKENS,
+        shape.k_dim * TOKENS,
+        TOKENS * v_pad,
     ];
-    let [q_len, acc_len, state_len, _] = sizes;
-    let needed: usize = sizes.iter().sum();
-    if w.scratch.len() < needed {
-        w.scratch.resize(needed, 0.0);
+    let needed: usize = sizes.iter().sum::<usize>() + 2 * padded;
+    if scratch.len() < needed {
+        scratch.resize(needed, 0.0);
     }
-    let (q, rest) = w.scratch[..needed].split_at_mut(q_len);
-    let (acc, rest) = rest.split_at_mut(acc_len);
-    let (state, rest) = rest.split_at_mut(state_len);
-    let (keys, values) = rest.split_at_mut(PAGE_TOKENS * k_pad);
+    let (q, rest) = scratch[..needed].split_at_mut(sizes[0]);
+    let (acc, rest) = rest.split_at_mut(sizes[1]);
+    let (scores, rest) = rest.split_at_mut(sizes[2]);
+    let (keys, rest) = rest.split_at_mut(sizes[3]);
+    let (values, state) = rest.split_at_mut(sizes[4]);
+    let (keys, values) = (keys.as_chunks_mut::<16>().0, values.as_chunks_mut::<16>().0);
+    let (scores, state) = (
+        scores.as_chunks_mut::<TOKENS>().0,
+        state.as_chunks_mut::<2>().0,
+    );
+
     let query_at = |i: usize| (w.row + i / w.group) * a.heads + w.head * w.group + i % w.group;
-    for (i, q) in q.chunks_exact_mut(k_pad).enumerate() {
-        q[..shape.k_dim].copy_from_slice(&w.q[query_at(i) * shape.k_dim..][..shape.k_dim]);
-        q[shape.k_dim..].fill(0.0);
+    for (i, q) in q.chunks_exact_mut(shape.k_dim).enumerate() {
+        // Those that fill up the last tile repeat the last one; their results go nowhere.
+        let from = query_at(i.min(queries - 1)) * shape.k_dim;
+        q.copy_from_slice(&w.q[from..][..shape.k_dim]);
     }
     acc.fill(0.0);
-    for state in state.chunks_exact_mut(2) {
-        state.copy_from_slice(&[f32::NEG_INFINITY, 0.0]);
-    }
+    state.fill([f32::NEG_INFINITY, 0.0]);
 
     // Positions that query i sees.
     let seen = |i: usize| {
-        let end = w.position + i / w.group + 1;
+        let end = w.position + i.min(queries - 1) / w.group + 1;
         a.window.map_or(0, |window| end.saturating_sub(window))..end
     };
-    let pages = seen(0).start / PAGE_TOKENS..seen(queries - 1).end.div_ceil(PAGE_TOKENS);
-    for (page, &id) in w.pages.iter().enumerate().take(pages.end).skip(pages.start) {
-        let first = page * PAGE_TOKENS;
-        decode_rows(w.kv.keys(a.layer, id, w.head), shape.k_dim, k_pad, keys);
-        let (values, v_stride) = if shape.v_in_k {
-            (&*keys, k_pad)
-        } else {
-            decode_rows(w.kv.values(a.layer, id, w.head), shape.v_dim, v_pad, values);
-            (&*values, v_pad)
-        };
-        let mut i = 0;
-        while i < queries {
-            let n = (queries - i).min(TILE_X);
-            let mut scores = [[0.0; PAGE_TOKENS]; TILE_X];
-            score(
-                w.tiles,
-                &q[i * k_pad..(i + n) * k_pad],
-                keys,
-                k_pad,
-                &mut scores,
-            );
-            for (i, scores) in (i..i + n).zip(&mut scores) {
-                let seen = seen(i);
-                let slots = seen.start.clamp(first, first + PAGE_TOKENS) - first
-                    ..seen.end.clamp(first, first + PAGE_TOKENS) - first;
-                if slots.is_empty() {
-                    continue;
-                }
-                let (state, acc) = (&mut state[2 * i..2 * i + 2], &mut acc[i * v_pad..][..v_pad]);
-                weigh(s, a, slots.clone(), scores, state, acc);
-                for (lane, acc) in acc
-                    .as_chunks_mut::<{ WIDE * LANES }>()
-                    .0
-                    .iter_mut()
-                    .enumerate()
-                {
-                    mix::<S, WIDE>(
-                        s,
-                        scores,
-                        slots.clone(),
-                        &values[lane * WIDE * LANES..],
-                        v_stride,
-                        acc,
-                    );
-                }
-                let done = v_pad / (WIDE * LANES) * WIDE * LANES;
-                for at in (done..v_pad).step_by(LANES) {
-                    let (acc, _) = acc[at..].as_chunks_mut::<LANES>();
-                    mix::<S, 1>(
-                        s,
-                        scores,
-                        slots.clone(),
-                        &values[at..],
-                        v_stride,
-                        &mut acc[0],
-                    );
+    let all = seen(0).start..seen(queries - 1).end;
+    for chunk in all.start / TOKENS..all.end.div_ceil(TOKENS) {
+        let first = chunk * TOKENS;
+        // Tokens of the chunk that some query sees; no others are read or counted.
+        let read = all.start.max(first) - first..all.end.min(first + TOKENS) - first;
+        let pages = read.start / PAGE_TOKENS..read.end.div_ceil(PAGE_TOKENS);
+        for p in pages.clone() {
+            let id = w.pages[chunk * CHUNK + p];
+            let ahead = w.pages.get((chunk + 1) * CHUNK + p).copied();
+            let ahead = ahead.filter(|_| first + TOKENS + p * PAGE_TOKENS < all.end);
+            decode_keys(s, w, id, ahead, p, keys);
+            if shape.v_in_k {
+                turn(w, id, p, keys, values, v_pad / 16);
+            } else {
+                decode_values(s, w, id, ahead, &mut values[p * v_pad..][..v_pad]);
+            }
+        }
+        let tiles = q
+            .chunks_exact(S::QUERIES * shape.k_dim)
+            .zip(scores.chunks_exact_mut(S::QUERIES))
+            .zip(acc.chunks_exact_mut(S::QUERIES * v_pad))
+            .zip(state.chunks_exact_mut(S::QUERIES));
+        for (tile, (((q, scores), acc), state)) in tiles.enumerate() {
+            let i = tile * S::QUERIES;
+            let within = |range: Range<usize>| {
+                range.start.clamp(first, first + TOKENS) - first
+                    ..range.end.clamp(first, first + TOKENS) - first
+            };
+            // What one of the tile's queries sees and another does not has weight 0 for that.
+            let last = seen(i + S::QUERIES - 1).end;
+            let tokens = within(seen(i).start..last);
+            if tokens.is_empty() {
+                continue;
+            }
+            score(s, q, shape.k_dim, keys, scores);
+            for (q, (scores, state)) in scores.iter_mut().zip(&mut *state).enumerate() {
+                let slots = within(seen(i + q));
+                let acc = &mut acc[q * v_pad..][..v_pad];
+                weigh(s, w, chunk, pages.clone(), slots, scores, state, acc);
+            }
+            for at in (0..v_pad / 16).step_by(WIDE) {
+                if at + WIDE <= v_pad / 16 {
+                    mix::<S, WIDE>(s, scores, tokens.clone(), values, v_pad / 16, at, acc);
+                } else {
+                    for at in at..v_pad / 16 {
+                        mix::<S, 1>(s, scores, tokens.clone(), values, v_pad / 16, at, acc);
+                    }
                 }
             }
-            i += n;
         }
     }
-    for (i, acc) in acc.chunks_exact(v_pad).enumerate() {
+    for (i, acc) in acc.chunks_exact(v_pad).enumerate().take(queries) {
         // SAFETY: the outputs of this query belong to this task, by the contract of `Work`.
         let out = unsafe { w.out.part(query_at(i) * shape.v_dim, shape.v_dim) };
-        let inverse = 1.0 / state[2 * i + 1];
+        let inverse = 1.0 / state[i][1];
         for (o, v) in out.iter_mut().zip(acc) {
             *o = v * inverse;
         }
     }
 }
 
-fn padded(dim: usize) -> usize {
-    dim.next_multiple_of(LANES)
-}
-
-/// `[16][dim]` to `[16][pad]`.
-fn decode_rows(page: PageHead<'_>, dim: usize, pad: usize, out: &mut [f32]) {
-    if dim == pad {
-        page.decode(0, &mut out[..PAGE_TOKENS * dim]);
-        return;
-    }
-    for (slot, out) in out.chunks_exact_mut(pad).take(PAGE_TOKENS).enumerate() {
-        page.decode(slot * dim, &mut out[..dim]);
-        out[dim..].fill(0.0);
-    }
-}
-
-/// Products of up to four queries with all keys of a page.
-fn score(
-    tiles: &Tiles,
-    q: &[f32],
-    keys: &[f32],
-    k_pad: usize,
-    scores: &mut [[f32; PAGE_TOKENS]; TILE_X],
+/// Decodes a page's keys into its 16 columns of `[k_dim][64]`, and asks for those of the page
+/// that comes four later.
+#[inline(always)]
+fn decode_keys<S: Sixteen>(
+    s: S,
+    w: &Work<'_>,
+    id: u32,
+    ahead: Option<u32>,
+    page: usize,
+    keys: &mut [[f32; 16]],
 ) {
-    let queries = q.len() / k_pad;
-    for slot in (0..PAGE_TOKENS).step_by(TILE_W) {
-        let n = TILE_W.min(PAGE_TOKENS - slot);
-        let mut sums = [[0.0; TILE_W]; TILE_X];
-        tiles[queries - 1][n - 1](q, k_pad, &keys[slot * k_pad..], k_pad, k_pad, &mut sums);
-        for (scores, sums) in scores.iter_mut().zip(sums) {
-            scores[slot..slot + n].copy_from_slice(&sums[..n]);
+    let ahead = ahead.map(|id| w.kv.keys(w.a.layer, id, w.head));
+    let out = keys.iter_mut().skip(page).step_by(CHUNK);
+    decode(s, w.kv.keys(w.a.layer, id, w.head), ahead, out);
+}
+
+/// Decodes a page's values into `[16][v_pad]`, and asks for those of the page that comes four
+/// later.
+#[inline(always)]
+fn decode_values<S: Sixteen>(
+    s: S,
+    w: &Work<'_>,
+    id: u32,
+    ahead: Option<u32>,
+    values: &mut [[f32; 16]],
+) {
+    let page = w.kv.values(w.a.layer, id, w.head);
+    let v_dim = w.kv.shape().v_dim;
+    if v_dim.is_multiple_of(16) {
+        let ahead = ahead.map(|id| w.kv.values(w.a.layer, id, w.head));
+        return decode(s, page, ahead, values.iter_mut());
+    }
+    let values = values.as_flattened_mut();
+    for (token, out) in values
+        .chunks_exact_mut(v_dim.next_multiple_of(16))
+        .enumerate()
+    {
+        let part = token * v_dim..(token + 1) * v_dim;
+        match page {
+            PageHead::F32(x) => out[..v_dim].copy_from_slice(&x[part]),
+            PageHead::F16(x) => each(out, &x[part], |x| half::f16::from_bits(x).to_f32()),
+            PageHead::BF16(x) => each(out, &x[part], |x| half::bf16::from_bits(x).to_f32()),
+            PageHead::Q8(x) => each(out, &x[part], f32::from),
+        }
+        out[v_dim..].fill(0.0);
+    }
+}
+
+#[inline(always)]
+fn each<T: Copy>(out: &mut [f32], x: &[T], f: impl Fn(T) -> f32) {
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = f(*x);
+    }
+}
+
+/// Decodes whole vectors, and asks for the same vectors of another page.
+#[inline(always)]
+fn decode<'o, S: Sixteen>(
+    s: S,
+    page: PageHead<'_>,
+    ahead: Option<PageHead<'_>>,
+    out: impl Iterator<Item = &'o mut [f32; 16]>,
+) {
+    match page {
+        PageHead::F32(x) => {
+            let x = x.as_chunks::<16>().0;
+            if let Some(PageHead::F32(ahead)) = ahead {
+                ahead.iter().step_by(16).for_each(|line| s.prefetch(line));
+            }
+            for (x, out) in x.iter().zip(out) {
+                *out = *x;
+            }
+        }
+        PageHead::F16(x) => {
+            let x = x.as_chunks::<16>().0;
+            if let Some(PageHead::F16(ahead)) = ahead {
+                ahead.iter().step_by(32).for_each(|line| s.prefetch(line));
+            }
+            for (x, out) in x.iter().zip(out) {
+                s.store(s.load_f16(x), out);
+            }
+        }
+        PageHead::BF16(x) => {
+            let x = x.as_chunks::<16>().0;
+            if let Some(PageHead::BF16(ahead)) = ahead {
+                ahead.iter().step_by(32).for_each(|line| s.prefetch(line));
+            }
+            for (x, out) in x.iter().zip(out) {
+                s.store(s.load_bf16(x), out);
+            }
+        }
+        PageHead::Q8(x) => {
+            let x = x.as_chunks::<16>().0;
+            if let Some(PageHead::Q8(ahead)) = ahead {
+                ahead.iter().step_by(64).for_each(|line| s.prefetch(line));
+            }
+            for (x, out) in x.iter().zip(out) {
+                s.store(s.load_i8(x), out);
+            }
         }
     }
 }
 
-/// Turns the products of a query with a page's keys into weights relative to the largest
-/// score so far, which is `state[0]`, and adds the weights to `state[1]`. When the largest
-/// changes, what was summed under the old one shrinks.
+/// Values that lie in the keys: a page's `[v_dim][16]` columns of `keys` as rows of `values`.
 #[inline(always)]
-fn weigh<S: Simd>(
+fn turn(
+    w: &Work<'_>,
+    id: u32,
+    page: usize,
+    keys: &[[f32; 16]],
+    values: &mut [[f32; 16]],
+    width: usize,
+) {
+    let v_dim = w.kv.shape().v_dim;
+    let scales = match w.kv.kv_type() {
+        KvType::Q8 => Some(w.kv.key_scales(w.a.layer, id, w.head)),
+        KvType::F32 | KvType::F16 | KvType::BF16 => None,
+    };
+    for (token, out) in values[page * 16 * width..][..16 * width]
+        .chunks_exact_mut(width)
+        .enumerate()
+    {
+        let out = out.as_flattened_mut();
+        let scale = scales.map_or(1.0, |s| s[token]);
+        for (d, out) in out.iter_mut().enumerate() {
+            *out = if d < v_dim {
+                keys[d * CHUNK + page][token] * scale
+            } else {
+                0.0
+            };
+        }
+    }
+}
+
+/// Products of a tile of queries with a chunk's keys, each summed in the order of dimensions.
+#[inline(always)]
+fn score<S: Sixteen>(
     s: S,
-    a: &Attention<'_>,
+    q: &[f32],
+    k_dim: usize,
+    keys: &[[f32; 16]],
+    scores: &mut [[f32; TOKENS]],
+) {
+    match S::QUERIES {
+        4 => score_tile::<S, 4>(s, q, k_dim, keys, scores),
+        _ => score_tile::<S, 1>(s, q, k_dim, keys, scores),
+    }
+}
+
+#[inline(always)]
+fn score_tile<S: Sixteen, const Q: usize>(
+    s: S,
+    q: &[f32],
+    k_dim: usize,
+    keys: &[[f32; 16]],
+    scores: &mut [[f32; TOKENS]],
+) {
+    let mut rows = [&q[..k_dim]; Q];
+    for (i, row) in rows.iter_mut().enumerate() {
+        *row = &q[i * k_dim..][..k_dim];
+    }
+    let keys = &keys.as_chunks::<CHUNK>().0[..k_dim];
+    let mut acc = [[s.splat(0.0); CHUNK]; Q];
+    for d in 0..k_dim {
+        let mut k = [s.splat(0.0); CHUNK];
+        for p in 0..CHUNK {
+            k[p] = s.load(&keys[d][p]);
+        }
+        for i in 0..Q {
+            let q = s.splat(rows[i][d]);
+            for p in 0..CHUNK {
+                acc[i][p] = s.fma(q, k[p], acc[i][p]);
+            }
+        }
+    }
+    for i in 0..Q {
+        let (out, _) = scores[i].as_chunks_mut::<16>();
+        for p in 0..CHUNK {
+            s.store(acc[i][p], &mut out[p]);
+        }
+    }
+}
+
+/// Turns the products of a query with a chunk's keys into weights relative to the largest score
+/// so far, which is `state[0]`, and adds them to `state[1]`; tokens outside `slots` get weight 0.
+/// When the largest changes, what was summed under the old one shrinks.
+#[allow(clippy::too_many_arguments)] // one chunk's share of a query's state
+#[inline(always)]
+fn weigh<S: Sixteen>(
+    s: S,
+    w: &Work<'_>,
+    chunk: usize,
+    pages: Range<usize>,
     slots: Range<usize>,
-    scores: &mut [f32; PAGE_TOKENS],
-    state: &mut [f32],
+    scores: &mut [f32; TOKENS],
+    state: &mut [f32; 2],
     acc: &mut [f32],
 ) {
-    let (vectors, _) = scores.as_chunks_mut::<LANES>();
-    for v in vectors.iter_mut() {
-        let mut x = s.mul(s.load(v), s.splat(a.scale));
-        if let Some(cap) = a.softcap {
-            x = s.mul(s.splat(cap), s.tanh(s.div(x, s.splat(cap))));
+    if slots.is_empty() {
+        scores.fill(0.0);
+        return;
+    }
+    let a = w.a;
+    let q8 = w.kv.kv_type() == KvType::Q8;
+    let id = |p: usize| w.pages[chunk * CHUNK + p];
+    let (vectors, _) = scores.as_chunks_mut::<16>();
+    for p in pages.clone() {
+        let mut x = s.mul(s.load(&vectors[p]), s.splat(a.scale));
+        if q8 {
+            x = s.mul(x, s.load(w.kv.key_scales(a.layer, id(p), w.head)));
         }
-        s.store(x, v);
+        if let Some(cap) = a.softcap {
+            let x_over = s.mul(x, s.splat(1.0 / cap));
+            x = s.mul(s.splat(cap), s.tanh(x_over));
+        }
+        s.store(x, &mut vectors[p]);
     }
     // Slots that the query does not see may hold anything.
     scores[..slots.start].fill(f32::NEG_INFINITY);
     scores[slots.end..].fill(f32::NEG_INFINITY);
-    let (vectors, _) = scores.as_chunks_mut::<LANES>();
-    let mut largest = s.splat(f32::NEG_INFINITY);
-    for v in vectors.iter() {
-        largest = s.max(largest, s.load(v));
+    let (vectors, _) = scores.as_chunks_mut::<16>();
+    let mut largest = s.load(&vectors[0]);
+    for v in &vectors[1..] {
+        largest = s.max(s.load(v), largest);
     }
     let largest = s.max_lane(largest);
     if largest > state[0] {
-        let mut shrink = [0.0; LANES];
+        let mut shrink = [0.0; 16];
         s.store(s.exp(s.splat(state[0] - largest)), &mut shrink);
         let shrink = shrink[0];
         state[0] = largest;
         state[1] *= shrink;
-        for acc in acc.as_chunks_mut::<LANES>().0 {
+        for acc in acc.as_chunks_mut::<16>().0 {
             s.store(s.mul(s.load(acc), s.splat(shrink)), acc);
         }
     }
-    let mut sums = [s.zero(); 4];
-    for (v, sum) in vectors.iter_mut().zip(&mut sums) {
-        *sum = s.exp(s.sub(s.load(v), s.splat(state[0])));
-        s.store(*sum, v);
+    let mut sum = s.splat(0.0);
+    for (p, v) in vectors.iter_mut().enumerate() {
+        let mut weight = s.exp(s.sub(s.load(v), s.splat(state[0])));
+        sum = s.add(sum, weight);
+        if q8 && !w.kv.shape().v_in_k && pages.contains(&p) {
+            weight = s.mul(weight, s.load(w.kv.value_scales(a.layer, id(p), w.head)));
+        }
+        s.store(weight, v);
     }
-    let [low, high, ..] = s.sum4(sums);
-    state[1] += low + high;
+    state[1] += s.sum_lanes(sum);
+    // A weight of 0 times the scale of a token that is not there may be anything.
+    scores[..slots.start].fill(0.0);
+    scores[slots.end..].fill(0.0);
 }
 
-/// `acc += Σ weight · value` over the slots, oldest first, for `N` vectors of the values.
+/// `acc += Σ weight · value` over the tokens, oldest first, for a tile of queries and `N`
+/// vectors of the values from vector `at` of `width`.
 #[inline(always)]
-fn mix<S: Simd, const N: usize>(
+fn mix<S: Sixteen, const N: usize>(
     s: S,
-    weights: &[f32; PAGE_TOKENS],
-    slots: Range<usize>,
-    values: &[f32],
-    stride: usize,
+    weights: &[[f32; TOKENS]],
+    tokens: Range<usize>,
+    values: &[[f32; 16]],
+    width: usize,
+    at: usize,
     acc: &mut [f32],
 ) {
-    // Lengths known to the compiler keep the sums in registers.
-    let acc = &mut acc.as_chunks_mut::<LANES>().0[..N];
-    let mut sums = [s.zero(); N];
-    for c in 0..N {
-        sums[c] = s.load(&acc[c]);
+    match S::QUERIES {
+        4 => mix_tile::<S, 4, N>(s, weights, tokens, values, width, at, acc),
+        _ => mix_tile::<S, 1, N>(s, weights, tokens, values, width, at, acc),
     }
-    for slot in slots {
-        let weight = s.splat(weights[slot]);
-        let values = &values[slot * stride..].as_chunks::<LANES>().0[..N];
-        for c in 0..N {
-            sums[c] = s.fma(weight, s.load(&values[c]), sums[c]);
+}
+
+#[inline(always)]
+fn mix_tile<S: Sixteen, const Q: usize, const N: usize>(
+    s: S,
+    weights: &[[f32; TOKENS]],
+    tokens: Range<usize>,
+    values: &[[f32; 16]],
+    width: usize,
+    at: usize,
+    acc: &mut [f32],
+) {
+    let (acc, _) = acc.as_chunks_mut::<16>();
+    let weights = &weights[..Q];
+    let mut sums = [[s.splat(0.0); N]; Q];
+    for q in 0..Q {
+        for n in 0..N {
+            sums[q][n] = s.load(&acc[q * width + at + n]);
         }
     }
-    for c in 0..N {
-        s.store(sums[c], &mut acc[c]);
+    for token in tokens {
+        let row = &values[token * width + at..][..N];
+        let mut v = [s.splat(0.0); N];
+        for n in 0..N {
+            v[n] = s.load(&row[n]);
+        }
+        for q in 0..Q {
+            let weight = s.splat(weights[q][token]);
+            for n in 0..N {
+                sums[q][n] = s.fma(weight, v[n], sums[q][n]);
+            }
+        }
+    }
+    for q in 0..Q {
+        for n in 0..N {
+            s.store(sums[q][n], &mut acc[q * width + at + n]);
+        }
     }
 }
 
@@ -371,8 +566,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::KvShape;
     use crate::isa;
-    use crate::{KvShape, KvType};
 
     fn values(n: usize, seed: u64) -> Vec<f32> {
         let mut state = seed.wrapping_mul(2) + 1;
@@ -405,7 +600,12 @@ mod tests {
             Just((72, 40)),
             Just((5, 3))
         ];
-        let kv = prop_oneof![Just(KvType::F32), Just(KvType::F16), Just(KvType::BF16)];
+        let kv = prop_oneof![
+            Just(KvType::F32),
+            Just(KvType::F16),
+            Just(KvType::BF16),
+            Just(KvType::Q8)
+        ];
         (
             (dims, 1usize..4, any::<bool>(), kv, 1usize..6),
             proptest::option::of(1usize..40),
@@ -547,16 +747,31 @@ mod tests {
                     let (mut sum, mut acc) = (0.0, vec![0.0; shape.v_dim]);
                     for p in start..end {
                         let page = b.tables[segment.pages.start + p / PAGE_TOKENS];
-                        let mut k = vec![0.0; shape.k_dim];
-                        let keys = b.pages.keys(1, page, head / group);
-                        keys.decode(p % PAGE_TOKENS * shape.k_dim, &mut k);
-                        let mut v = vec![0.0; shape.v_dim];
-                        if shape.v_in_k {
-                            v.copy_from_slice(&k[..shape.v_dim]);
+                        let (layer, head, slot) = (1, head / group, p % PAGE_TOKENS);
+                        let keys = b.pages.keys(layer, page, head);
+                        let scale = |scales: &[f32; 16]| scales[slot];
+                        let q8 = case.kv == KvType::Q8;
+                        let k_scale = if q8 {
+                            scale(b.pages.key_scales(layer, page, head))
                         } else {
-                            let values = b.pages.values(1, page, head / group);
-                            values.decode(p % PAGE_TOKENS * shape.v_dim, &mut v);
-                        }
+                            1.0
+                        };
+                        let k: Vec<f32> = (0..shape.k_dim)
+                            .map(|d| keys.at(d * PAGE_TOKENS + slot) * k_scale)
+                            .collect();
+                        let v: Vec<f32> = if shape.v_in_k {
+                            k[..shape.v_dim].to_vec()
+                        } else {
+                            let values = b.pages.values(layer, page, head);
+                            let scale = if q8 {
+                                scale(b.pages.value_scales(layer, page, head))
+                            } else {
+                                1.0
+                            };
+                            (0..shape.v_dim)
+                                .map(|d| values.at(slot * shape.v_dim + d) * scale)
+                                .collect()
+                        };
                         let dot: f64 = q
                             .iter()
                             .zip(&k)

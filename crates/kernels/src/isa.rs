@@ -6,7 +6,7 @@ use crate::DType;
 use crate::attention::Work;
 use crate::block;
 use crate::matmul::{Tiles, strided_tile};
-use crate::simd::Portable;
+use crate::simd::{Pair, Portable};
 
 /// See [`Isa::dot4`].
 pub(crate) type Dot4 = fn(DType, [&[u8]; 4], &[f32]) -> [f32; 4];
@@ -22,7 +22,7 @@ pub(crate) struct Isa {
     /// Products of rows with rows.
     pub(crate) tiles: Tiles,
     /// Attention of a few queries over one head's pages.
-    pub(crate) attend: fn(&mut Work<'_>),
+    pub(crate) attend: fn(&Work<'_>, &mut Vec<f32>),
     /// `gate = silu(gate) · up`.
     pub(crate) silu_mul: fn(&mut [f32], &[f32]),
     /// `gate = gelu_tanh(gate) · up`.
@@ -57,7 +57,7 @@ pub(crate) static PORTABLE: Isa = Isa {
         k,
         out
     )),
-    attend: |w| crate::attention::work(Portable, w),
+    attend: |w, scratch| crate::attention::work(Pair(Portable), w, scratch),
     silu_mul: |gate, up| crate::elementwise::silu_mul_lanes(Portable, gate, up),
     gelu_mul: |gate, up| crate::elementwise::gelu_mul_lanes(Portable, gate, up),
     exp_above: |x, max| crate::sampling::exp_above_lanes(Portable, x, max),
@@ -68,7 +68,7 @@ pub(crate) fn isa() -> &'static Isa {
     static BEST: OnceLock<&'static Isa> = OnceLock::new();
     BEST.get_or_init(|| {
         #[cfg(target_arch = "x86_64")]
-        if let Some(isa) = avx2::isa() {
+        if let Some(isa) = avx512::isa().or_else(avx2::isa) {
             return isa;
         }
         &PORTABLE
@@ -80,7 +80,7 @@ pub(crate) fn isa() -> &'static Isa {
 pub(crate) fn all() -> Vec<&'static Isa> {
     let mut all = vec![&PORTABLE];
     #[cfg(target_arch = "x86_64")]
-    all.extend(avx2::isa());
+    all.extend(avx2::isa().into_iter().chain(avx512::isa()));
     all
 }
 
@@ -96,11 +96,11 @@ mod avx2 {
 
     // SAFETY, of every block below: the table is only handed out after detection.
     #[allow(clippy::undocumented_unsafe_blocks)] // the line above
-    static AVX2: Isa = Isa {
+    pub(super) static AVX2: Isa = Isa {
         decode: |dtype, bytes, out| unsafe { block::avx2::decode(dtype, bytes, out) },
         dot4: Some(|dtype, rows, x| unsafe { block::avx2::dot4(dtype, rows, x) }),
         tiles: tiles!(|x, xs, w, ws, k, out| unsafe { tile::<M, N>(x, xs, w, ws, k, out) }),
-        attend: |w| unsafe { attend(w) },
+        attend: |w, scratch| unsafe { attend(w, scratch) },
         silu_mul: |gate, up| unsafe { silu_mul(gate, up) },
         gelu_mul: |gate, up| unsafe { gelu_mul(gate, up) },
         exp_above: |x, max| unsafe { exp_above(x, max) },
@@ -119,8 +119,8 @@ mod avx2 {
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn attend(w: &mut Work<'_>) {
-        crate::attention::work(Avx2::here(), w);
+    fn attend(w: &Work<'_>, scratch: &mut Vec<f32>) {
+        crate::attention::work(Pair(Avx2::here()), w, scratch);
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -136,5 +136,27 @@ mod avx2 {
     #[target_feature(enable = "avx2,fma,f16c")]
     fn exp_above(x: &mut [f32], max: f32) {
         crate::sampling::exp_above_lanes(Avx2::here(), x, max);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use super::*;
+    use crate::simd::Avx512;
+
+    /// The table, where the machine has the set: AVX2's, but for attention.
+    pub(super) fn isa() -> Option<&'static Isa> {
+        static TABLE: OnceLock<Isa> = OnceLock::new();
+        let base = avx2::isa().filter(|_| Avx512::detect().is_some())?;
+        Some(TABLE.get_or_init(|| Isa {
+            // SAFETY: only made where the set has been detected.
+            attend: |w, scratch| unsafe { attend(w, scratch) },
+            ..*base
+        }))
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn attend(w: &Work<'_>, scratch: &mut Vec<f32>) {
+        crate::attention::work(Avx512::here(), w, scratch);
     }
 }

@@ -1,7 +1,8 @@
 //! Keys and values in pages of 16 tokens.
 //! A page is one run of memory, so that it can be copied or moved whole.
 
-use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+use std::ops::Range;
+
 use half::{bf16, f16};
 
 /// Tokens in a page.
@@ -14,14 +15,17 @@ pub enum KvType {
     F32,
     F16,
     BF16,
+    /// 8-bit integers with an f32 scale for each token's key and value in each head.
+    Q8,
 }
 
 impl KvType {
-    /// Bytes of one value.
+    /// Bytes of one value, without scales.
     pub const fn bytes(self) -> usize {
         match self {
             KvType::F32 => 4,
             KvType::F16 | KvType::BF16 => 2,
+            KvType::Q8 => 1,
         }
     }
 }
@@ -43,19 +47,36 @@ pub struct KvShape {
 impl KvShape {
     /// Bytes of one page of one layer.
     pub fn page_bytes(&self, kv: KvType) -> usize {
+        self.page_values() * kv.bytes() + self.page_scales(kv) * size_of::<f32>()
+    }
+
+    /// Stored values in a page.
+    fn page_values(&self) -> usize {
         let v = if self.v_in_k { 0 } else { self.v_dim };
-        PAGE_TOKENS * self.heads * (self.k_dim + v) * kv.bytes()
+        PAGE_TOKENS * self.heads * (self.k_dim + v)
+    }
+
+    /// Stored scales in a page.
+    fn page_scales(&self, kv: KvType) -> usize {
+        match kv {
+            KvType::Q8 => PAGE_TOKENS * self.heads * if self.v_in_k { 1 } else { 2 },
+            KvType::F32 | KvType::F16 | KvType::BF16 => 0,
+        }
     }
 }
 
 /// The pages of all layers: page `p` of layer `l` holds 16 consecutive tokens of one sequence.
-/// Which sequence, a block table says. A page's K is `[head][16][k_dim]`, its V `[head][16][v_dim]`.
+/// Which sequence, a block table says. A page's K is `[head][k_dim][16]`, so that one vector
+/// holds a dimension of all its tokens and scores need no sum across lanes; its V is
+/// `[head][16][v_dim]`.
 pub struct KvPages {
     layers: usize,
     pages: usize,
     shape: KvShape,
     kv: KvType,
     values: Values,
+    /// `[layer][page][K, then V][head][16]`; empty but for 8-bit values.
+    scales: Vec<f32>,
 }
 
 /// `[layer][page][K, then V]`; halves are kept as bits, because the allocator hands out zeroed
@@ -63,14 +84,17 @@ pub struct KvPages {
 enum Values {
     F32(Vec<f32>),
     Half(Vec<u16>),
+    Q8(Vec<i8>),
 }
 
-/// One head's keys or values in one page: `[16][dim]`.
+/// One head's stored keys `[k_dim][16]` or values `[16][v_dim]` in one page.
 #[derive(Clone, Copy)]
 pub(crate) enum PageHead<'a> {
     F32(&'a [f32]),
-    F16(&'a [f16]),
-    BF16(&'a [bf16]),
+    F16(&'a [u16]),
+    BF16(&'a [u16]),
+    /// Integers; what multiplies each token's is [`KvPages::key_scales`] and its twin.
+    Q8(&'a [i8]),
 }
 
 impl KvPages {
@@ -79,13 +103,16 @@ impl KvPages {
     /// # Panics
     /// When the size overflows.
     pub fn new(layers: usize, pages: usize, shape: KvShape, kv: KvType) -> KvPages {
-        let len = (shape.page_bytes(kv) / kv.bytes())
-            .checked_mul(pages)
-            .and_then(|n| n.checked_mul(layers))
-            .expect("the pages fit the address space");
+        let all = |each: usize| {
+            each.checked_mul(pages)
+                .and_then(|n| n.checked_mul(layers))
+                .expect("the pages fit the address space")
+        };
+        let len = all(shape.page_values());
         let values = match kv {
             KvType::F32 => Values::F32(vec![0.0; len]),
             KvType::F16 | KvType::BF16 => Values::Half(vec![0; len]),
+            KvType::Q8 => Values::Q8(vec![0; len]),
         };
         KvPages {
             layers,
@@ -93,6 +120,7 @@ impl KvPages {
             shape,
             kv,
             values,
+            scales: vec![0.0; all(shape.page_scales(kv))],
         }
     }
 
@@ -116,19 +144,14 @@ impl KvPages {
         self.kv
     }
 
-    /// Values in one page of one layer.
-    fn page_len(&self) -> usize {
-        self.shape.page_bytes(self.kv) / self.kv.bytes()
-    }
-
-    /// Where a page of a layer starts.
-    fn page_start(&self, layer: usize, page: u32) -> usize {
+    /// The number of a page of a layer among all pages.
+    fn page_number(&self, layer: usize, page: u32) -> usize {
         let page = page as usize;
         assert!(
             layer < self.layers && page < self.pages,
             "layer {layer}, page {page}"
         );
-        (layer * self.pages + page) * self.page_len()
+        layer * self.pages + page
     }
 
     /// Stores one token's key `[heads, k_dim]` and value `[heads, v_dim]` (ignored when the
@@ -145,30 +168,61 @@ impl KvPages {
         } = self.shape;
         assert!(slot < PAGE_TOKENS);
         assert_eq!(k.len(), heads * k_dim);
-        let start = self.page_start(layer, page);
-        self.write_heads(start, slot, k_dim, k);
-        if !v_in_k {
-            assert_eq!(v.len(), heads * v_dim);
-            self.write_heads(start + PAGE_TOKENS * heads * k_dim, slot, v_dim, v);
+        assert!(v_in_k || v.len() == heads * v_dim);
+        let page = self.page_number(layer, page);
+        let start = page * self.shape.page_values();
+        let scale = page * self.shape.page_scales(self.kv) + slot;
+        for head in 0..heads {
+            let at = start + head * k_dim * PAGE_TOKENS + slot;
+            let scale = scale + head * PAGE_TOKENS;
+            self.put(at, PAGE_TOKENS, scale, &k[head * k_dim..][..k_dim]);
+        }
+        if v_in_k {
+            return;
+        }
+        let start = start + PAGE_TOKENS * heads * k_dim;
+        for head in 0..heads {
+            let at = start + (head * PAGE_TOKENS + slot) * v_dim;
+            let scale = scale + (heads + head) * PAGE_TOKENS;
+            self.put(at, 1, scale, &v[head * v_dim..][..v_dim]);
         }
     }
 
-    fn write_heads(&mut self, start: usize, slot: usize, dim: usize, x: &[f32]) {
-        if dim == 0 {
-            return;
-        }
-        for (head, x) in x.chunks_exact(dim).enumerate() {
-            let at = start + (head * PAGE_TOKENS + slot) * dim;
-            match &mut self.values {
-                Values::F32(values) => values[at..at + dim].copy_from_slice(x),
-                Values::Half(bits) => {
-                    let bits = &mut bits[at..at + dim];
-                    if self.kv == KvType::F16 {
-                        bits.reinterpret_cast_mut::<f16>().convert_from_f32_slice(x);
+    /// Stores values from `at`, `stride` apart, and what multiplies them, if they need it.
+    fn put(&mut self, at: usize, stride: usize, scale: usize, x: &[f32]) {
+        match &mut self.values {
+            Values::F32(values) => {
+                for (to, x) in values[at..].iter_mut().step_by(stride).zip(x) {
+                    *to = *x;
+                }
+            }
+            Values::Half(bits) if self.kv == KvType::F16 => {
+                for (to, x) in bits[at..].iter_mut().step_by(stride).zip(x) {
+                    *to = f16::from_f32(*x).to_bits();
+                }
+            }
+            Values::Half(bits) => {
+                for (to, x) in bits[at..].iter_mut().step_by(stride).zip(x) {
+                    *to = bf16::from_f32(*x).to_bits();
+                }
+            }
+            Values::Q8(codes) => {
+                // As integers, magnitudes are in order, and what is not finite is above all else.
+                let largest = x.iter().fold(0, |max, x| max.max(x.abs().to_bits()));
+                let largest = f32::from_bits(largest);
+                let inverse = 127.0 / largest;
+                let usable = inverse.is_finite() && largest.is_finite();
+                self.scales[scale] = match usable {
+                    true => largest / 127.0,
+                    false if largest.is_finite() => 0.0,
+                    false => f32::NAN,
+                };
+                for (to, x) in codes[at..].iter_mut().step_by(stride).zip(x) {
+                    *to = if usable {
+                        (x * inverse).round_ties_even() as i8
                     } else {
-                        bits.reinterpret_cast_mut::<bf16>()
-                            .convert_from_f32_slice(x);
-                    }
+                        0
+                    };
                 }
             }
         }
@@ -179,51 +233,69 @@ impl KvPages {
     /// # Panics
     /// When a page is out of range.
     pub fn copy_page(&mut self, from: u32, to: u32) {
-        let len = self.page_len();
+        let part = |number: usize, each: usize| number * each..(number + 1) * each;
+        let (each, scales) = (self.shape.page_values(), self.shape.page_scales(self.kv));
         for layer in 0..self.layers {
-            let (from, to) = (self.page_start(layer, from), self.page_start(layer, to));
+            let (from, to) = (self.page_number(layer, from), self.page_number(layer, to));
             match &mut self.values {
-                Values::F32(values) => values.copy_within(from..from + len, to),
-                Values::Half(bits) => bits.copy_within(from..from + len, to),
+                Values::F32(values) => values.copy_within(part(from, each), to * each),
+                Values::Half(bits) => bits.copy_within(part(from, each), to * each),
+                Values::Q8(codes) => codes.copy_within(part(from, each), to * each),
             }
+            self.scales.copy_within(part(from, scales), to * scales);
         }
     }
 
-    /// The keys `[16][k_dim]` of a head.
+    /// The keys `[k_dim][16]` of a head.
     pub(crate) fn keys(&self, layer: usize, page: u32, head: usize) -> PageHead<'_> {
         let n = PAGE_TOKENS * self.shape.k_dim;
-        self.part(self.page_start(layer, page) + head * n, n)
+        let start = self.page_number(layer, page) * self.shape.page_values() + head * n;
+        self.part(start..start + n)
     }
 
     /// The values `[16][v_dim]` of a head that are stored apart from its keys.
     pub(crate) fn values(&self, layer: usize, page: u32, head: usize) -> PageHead<'_> {
         let keys = PAGE_TOKENS * self.shape.heads * self.shape.k_dim;
         let n = PAGE_TOKENS * self.shape.v_dim;
-        self.part(self.page_start(layer, page) + keys + head * n, n)
+        let start = self.page_number(layer, page) * self.shape.page_values() + keys + head * n;
+        self.part(start..start + n)
     }
 
-    fn part(&self, start: usize, len: usize) -> PageHead<'_> {
-        match &self.values {
-            Values::F32(values) => PageHead::F32(&values[start..start + len]),
-            Values::Half(bits) => {
-                let bits = &bits[start..start + len];
-                match self.kv {
-                    KvType::BF16 => PageHead::BF16(bits.reinterpret_cast()),
-                    KvType::F16 | KvType::F32 => PageHead::F16(bits.reinterpret_cast()),
-                }
-            }
+    /// What multiplies each token's 8-bit key.
+    pub(crate) fn key_scales(&self, layer: usize, page: u32, head: usize) -> &[f32; PAGE_TOKENS] {
+        self.scales_at(layer, page, head)
+    }
+
+    /// What multiplies each token's 8-bit value that is stored apart from its key.
+    pub(crate) fn value_scales(&self, layer: usize, page: u32, head: usize) -> &[f32; PAGE_TOKENS] {
+        self.scales_at(layer, page, self.shape.heads + head)
+    }
+
+    fn scales_at(&self, layer: usize, page: u32, index: usize) -> &[f32; PAGE_TOKENS] {
+        let page = self.page_number(layer, page) * self.shape.page_scales(self.kv);
+        let (groups, _) = self.scales[page..].as_chunks::<PAGE_TOKENS>();
+        &groups[index]
+    }
+
+    fn part(&self, range: Range<usize>) -> PageHead<'_> {
+        match (&self.values, self.kv) {
+            (Values::F32(values), _) => PageHead::F32(&values[range]),
+            (Values::Half(bits), KvType::BF16) => PageHead::BF16(&bits[range]),
+            (Values::Half(bits), _) => PageHead::F16(&bits[range]),
+            (Values::Q8(codes), _) => PageHead::Q8(&codes[range]),
         }
     }
 }
 
 impl PageHead<'_> {
-    /// Decodes `out.len()` values from `start`.
-    pub(crate) fn decode(&self, start: usize, out: &mut [f32]) {
-        let part = start..start + out.len();
+    /// One stored value; of 8-bit ones, the integer.
+    #[cfg(test)]
+    pub(crate) fn at(&self, index: usize) -> f32 {
         match self {
-            PageHead::F32(x) => out.copy_from_slice(&x[part]),
-            PageHead::F16(x) => x[part].convert_to_f32_slice(out),
-            PageHead::BF16(x) => x[part].convert_to_f32_slice(out),
+            PageHead::F32(x) => x[index],
+            PageHead::F16(x) => f16::from_bits(x[index]).to_f32(),
+            PageHead::BF16(x) => bf16::from_bits(x[index]).to_f32(),
+            PageHead::Q8(x) => x[index].into(),
         }
     }
 }
@@ -250,31 +322,42 @@ mod tests {
         v_in_k: false,
     };
 
-    fn decode(part: PageHead<'_>, len: usize) -> Vec<f32> {
-        let mut out = vec![f32::NAN; len];
-        part.decode(0, &mut out);
-        out
-    }
-
     #[test]
     fn what_is_written_is_read_back_where_the_layout_says() {
-        for kv in [KvType::F32, KvType::F16, KvType::BF16] {
+        for kv in [KvType::F32, KvType::F16, KvType::BF16, KvType::Q8] {
             let mut pages = KvPages::new(2, 3, SHAPE, kv);
             let k: Vec<f32> = (0..12).map(|i| i as f32 + 0.5).collect();
             let v: Vec<f32> = (0..8).map(|i| -(i as f32) - 0.5).collect();
             pages.write(1, 2, 5, &k, &v);
             pages.copy_page(2, 0);
+            let q8 = kv == KvType::Q8;
             for page in [2, 0] {
                 for head in 0..2 {
-                    let keys = decode(pages.keys(1, page, head), 16 * 6);
-                    let values = decode(pages.values(1, page, head), 16 * 4);
-                    assert_eq!(keys[5 * 6..6 * 6], k[head * 6..][..6]);
-                    assert_eq!(values[5 * 4..6 * 4], v[head * 4..][..4]);
-                    assert!(keys[..30].iter().chain(&values[..20]).all(|&x| x == 0.0));
+                    let keys = pages.keys(1, page, head);
+                    let values = pages.values(1, page, head);
+                    let scale = |scales: &[f32; 16]| if q8 { scales[5] } else { 1.0 };
+                    let (ks, vs) = match q8 {
+                        true => (
+                            scale(pages.key_scales(1, page, head)),
+                            scale(pages.value_scales(1, page, head)),
+                        ),
+                        false => (1.0, 1.0),
+                    };
+                    for token in 0..16 {
+                        for d in 0..6 {
+                            let expected = if token == 5 { k[head * 6 + d] } else { 0.0 };
+                            let off = keys.at(d * 16 + token) * ks - expected;
+                            assert!(off.abs() <= if q8 { 0.05 } else { 0.0 }, "{kv:?}");
+                        }
+                        for d in 0..4 {
+                            let expected = if token == 5 { v[head * 4 + d] } else { 0.0 };
+                            let off = values.at(token * 4 + d) * vs - expected;
+                            assert!(off.abs() <= if q8 { 0.05 } else { 0.0 }, "{kv:?}");
+                        }
+                    }
                 }
             }
-            let untouched = decode(pages.keys(0, 2, 0), 16 * 6);
-            assert!(untouched.iter().all(|&x| x == 0.0));
+            assert!((0..96).all(|i| pages.keys(0, 2, 0).at(i) == 0.0));
         }
     }
 
@@ -285,8 +368,21 @@ mod tests {
             ..SHAPE
         };
         assert_eq!(shape.page_bytes(KvType::F16), 16 * 2 * 6 * 2);
+        assert_eq!(shape.page_bytes(KvType::Q8), 16 * 2 * (6 + 4));
         let mut pages = KvPages::new(1, 1, shape, KvType::F16);
         pages.write(0, 0, 15, &[1.0; 12], &[]);
-        assert_eq!(decode(pages.keys(0, 0, 1), 96)[90..], [1.0; 6]);
+        assert!((0..6).all(|d| pages.keys(0, 0, 1).at(d * 16 + 15) == 1.0));
+    }
+
+    #[test]
+    fn an_8_bit_key_that_is_not_finite_is_seen() {
+        let mut pages = KvPages::new(1, 1, SHAPE, KvType::Q8);
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut k = [1.0; 12];
+            k[3] = bad;
+            pages.write(0, 0, 0, &k, &[0.0; 8]);
+            assert!(pages.key_scales(0, 0, 0)[0].is_nan());
+            assert_eq!(pages.value_scales(0, 0, 1)[0], 0.0);
+        }
     }
 }

@@ -62,6 +62,7 @@ pub(crate) enum Kv {
     F16,
     F32,
     Bf16,
+    Q8,
 }
 
 impl From<Kv> for KvType {
@@ -70,6 +71,7 @@ impl From<Kv> for KvType {
             Kv::F16 => KvType::F16,
             Kv::F32 => KvType::F32,
             Kv::Bf16 => KvType::BF16,
+            Kv::Q8 => KvType::Q8,
         }
     }
 }

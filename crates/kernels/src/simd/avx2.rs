@@ -46,6 +46,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn load_f16(self, x: &[u16; LANES]) -> __m256 {
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
     fn add(self, a: __m256, b: __m256) -> __m256 {
         unsafe { _mm256_add_ps(a, b) }
     }

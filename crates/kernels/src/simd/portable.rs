@@ -36,6 +36,11 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn load_f16(self, x: &[u16; LANES]) -> V {
+        x.map(|bits| half::f16::from_bits(bits).to_f32())
+    }
+
+    #[inline(always)]
     fn add(self, a: V, b: V) -> V {
         zip(a, b, |a, b| a + b)
     }
