@@ -17,6 +17,7 @@
 //!
 //! Therefore a kernel may be chosen by speed alone, and a row's result does not depend on the
 //! rows beside it.
+#![allow(clippy::needless_range_loop)] // one index walks several arrays of vectors
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -34,6 +35,7 @@ mod quantized;
 #[cfg(test)]
 mod tests;
 
+pub use kernels::packed_kernels;
 pub use product::{Product, gated_product, products};
 pub use quantized::Quantized;
 

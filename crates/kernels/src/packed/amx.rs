@@ -21,7 +21,8 @@ pub(super) fn kernels() -> Option<&'static Kernels> {
     static SET: OnceLock<Option<Kernels>> = OnceLock::new();
     SET.get_or_init(|| {
         let base = super::avx512::kernels()?;
-        crate::amx::available().then(|| Kernels {
+        let tiles = crate::amx::available();
+        tiles.then_some(Kernels {
             name: "amx-int8",
             tiles: Some(Tiles {
                 enter,

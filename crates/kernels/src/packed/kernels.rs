@@ -10,6 +10,9 @@ use super::panel::Panel;
 use super::portable;
 use super::quantized::{GroupOut, RowBlock, quantize_group};
 
+/// See [`Kernels::direct`].
+type Direct = fn(DType, strip: &[u8], RowBlock<'_>, out: &mut [[f32; STRIP]]);
+
 /// The kernels of one instruction set.
 pub(crate) struct Kernels {
     /// For reports.
@@ -23,7 +26,7 @@ pub(crate) struct Kernels {
     /// The products of a strip with a block's rows: 16 outputs for each row.
     pub(crate) panel: fn(&Panel, RowBlock<'_>, out: &mut [[f32; STRIP]]),
     /// The same from the packed strip, unpacked in registers: for blocks of few rows.
-    pub(crate) direct: Option<fn(DType, strip: &[u8], RowBlock<'_>, out: &mut [[f32; STRIP]])>,
+    pub(crate) direct: Option<Direct>,
     /// Tiles, where there are any.
     pub(crate) tiles: Option<Tiles>,
 }
@@ -75,4 +78,9 @@ pub(crate) fn all() -> Vec<&'static Kernels> {
         all.extend(super::amx::kernels());
     }
     all
+}
+
+/// The name of the set that products use.
+pub fn packed_kernels() -> &'static str {
+    kernels().name
 }

@@ -15,6 +15,10 @@ use super::quantized::{BLOCK_ROWS, Quantized};
 /// second-level cache.
 const UNPACKED: usize = 384 << 10;
 
+/// Least bytes of weights of one task of few rows: what is read while a task is claimed, some
+/// times over.
+const SHORT: usize = 64 << 10;
+
 /// Outputs of one strip for one block of rows.
 type Sums = [[f32; STRIP]; BLOCK_ROWS];
 
@@ -187,7 +191,8 @@ fn share<const WAYS: usize>(
     // that follow each other in memory.
     let fair = strips.div_ceil(8 * team.threads());
     let width = if together.is_empty() {
-        fair
+        let bytes: usize = ways.iter().map(|way| way(0).0.strip(0).len()).sum();
+        fair.max(SHORT / bytes).min(strips.div_ceil(team.threads()))
     } else {
         let bytes = WAYS * STRIP * x.groups() * super::layout::GROUP;
         fair.min((UNPACKED / bytes).max(1))
