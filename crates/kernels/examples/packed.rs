@@ -67,7 +67,7 @@ fn main() {
                         &team,
                         &q,
                         &mut [Product {
-                            weight: &w,
+                            weight: w,
                             bias: None,
                             out,
                             add: false,

@@ -43,8 +43,7 @@ use bytes::Bytes;
 use half::f16;
 use memmap2::MmapMut;
 
-use crate::team::{Disjoint, Team};
-use crate::{DType, Matrix};
+use crate::{DType, Matrix, Team};
 use codes::RowUnit;
 use kernels::kernels;
 use layout::{Facts, Format, SLAB, STRIP, facts, with_format};
@@ -65,36 +64,55 @@ pub fn packs(dtype: DType) -> bool {
 }
 
 impl Packed {
-    /// Repacks a matrix on all threads; `None` for types that are not quantised.
+    /// Repacks matrices of quantised types on all threads, all into one run of memory. Stored
+    /// bytes are handed to `done` piece by piece, as soon as they have been read for the last
+    /// time, so that their memory can be given back before more is taken.
     ///
     /// # Errors
     /// When the memory cannot be had.
-    pub fn pack(team: &Team, w: &Matrix) -> std::io::Result<Option<Packed>> {
-        let Some(facts) = facts(w.dtype()) else {
-            return Ok(None);
+    ///
+    /// # Panics
+    /// When a matrix is of a type that is not packed; see [`packs`].
+    pub fn pack(
+        team: &Team,
+        stored: &[&Matrix],
+        done: &mut dyn FnMut(Bytes),
+    ) -> std::io::Result<Vec<Packed>> {
+        let size = |w: &Matrix| {
+            let facts = facts(w.dtype()).expect("the type is one that is packed");
+            (strip_bytes(facts, w.cols()), w.rows().div_ceil(STRIP))
         };
-        let strip = strip_bytes(facts, w.cols());
-        let strips = w.rows().div_ceil(STRIP);
-        let mut memory = MmapMut::map_anon((strip * strips).max(64))?;
+        let total: usize = stored
+            .iter()
+            .map(|w| size(w))
+            .map(|(bytes, n)| bytes * n)
+            .sum();
+        let mut memory = MmapMut::map_anon(total.max(1))?;
         // Fewer, larger pages: a decode step walks through all of them. A hint; it may fail.
         #[cfg(target_os = "linux")]
         let _ = memory.advise(memmap2::Advice::HugePage);
-        {
-            let out = Disjoint::new(&mut memory[..strip * strips]);
-            team.run(strips, &|s| {
-                // SAFETY: each task writes the strip of its own number.
-                let out = unsafe { out.part(s * strip, strip) };
-                let rows = s * STRIP..w.rows().min((s + 1) * STRIP);
-                let stored = &w.bytes()[rows.start * w.row_bytes()..rows.end * w.row_bytes()];
-                (kernels().pack)(w.dtype(), stored, w.row_bytes(), out);
-            });
+        let mut rest = &mut memory[..total];
+        for w in stored {
+            let (bytes, strips) = size(w);
+            let (out, after) = rest.split_at_mut(bytes * strips);
+            pack_matrix(team, w, bytes, out, done);
+            rest = after;
         }
-        Ok(Some(Packed {
-            dtype: w.dtype(),
-            rows: w.rows(),
-            cols: w.cols(),
-            data: Bytes::from_owner(memory),
-        }))
+        let memory = Bytes::from_owner(memory);
+        let mut start = 0;
+        Ok(stored
+            .iter()
+            .map(|w| {
+                let (bytes, strips) = size(w);
+                start += bytes * strips;
+                Packed {
+                    dtype: w.dtype(),
+                    rows: w.rows(),
+                    cols: w.cols(),
+                    data: memory.slice(start - bytes * strips..start),
+                }
+            })
+            .collect())
     }
 
     /// The type that was packed.
@@ -136,6 +154,25 @@ impl Packed {
         let facts = facts(self.dtype).expect("only such types are packed");
         let size = strip_bytes(facts, self.cols);
         &self.data[strip * size..(strip + 1) * size]
+    }
+}
+
+/// Bytes of stored weights that are packed before they are handed on.
+const PIECE: usize = 16 << 20;
+
+/// Packs a matrix, whose strips have so many bytes, into `out`.
+fn pack_matrix(team: &Team, w: &Matrix, strip: usize, out: &mut [u8], done: &mut dyn FnMut(Bytes)) {
+    let row = w.row_bytes();
+    let piece = (PIECE / (STRIP * row).max(1)).max(1);
+    for (i, out) in out.chunks_mut(piece * strip).enumerate() {
+        let rows = i * piece * STRIP..w.rows().min((i + 1) * piece * STRIP);
+        let bytes = w.bytes().slice(rows.start * row..rows.end * row);
+        team.for_rows(out, strip, &|s, out| {
+            let from = s * STRIP * row;
+            let to = bytes.len().min(from + STRIP * row);
+            (kernels().pack)(w.dtype(), &bytes[from..to], row, out);
+        });
+        done(bytes);
     }
 }
 

@@ -1,6 +1,8 @@
 //! A weight matrix in the form in which products read it: as it is stored, or packed.
 
-use crate::{DType, Matrix, Packed, Team};
+use bytes::Bytes;
+
+use crate::{DType, Matrix, Packed, Team, packs};
 
 /// A weight matrix.
 #[derive(Debug, Clone)]
@@ -13,19 +15,28 @@ pub enum Weight {
 }
 
 impl Weight {
-    /// Packs a stored matrix of a quantised type; leaves others as they are. What it was made
-    /// of is handed to `done`, once nothing reads it any more.
+    /// Packs the stored matrices of quantised types; leaves others as they are. See
+    /// [`Packed::pack`].
     ///
     /// # Errors
-    /// When the memory cannot be had.
-    pub fn pack(&mut self, team: &Team, done: &mut dyn FnMut(Matrix)) -> std::io::Result<()> {
-        let Weight::Stored(stored) = &*self else {
-            return Ok(());
-        };
-        if let Some(packed) = Packed::pack(team, stored)?
-            && let Weight::Stored(stored) = std::mem::replace(self, Weight::Packed(packed))
-        {
-            done(stored);
+    /// When the memory cannot be had; then nothing is changed.
+    pub fn pack(
+        team: &Team,
+        weights: Vec<&mut Weight>,
+        done: &mut dyn FnMut(Bytes),
+    ) -> std::io::Result<()> {
+        let quantised = |w: &Weight| matches!(w, Weight::Stored(w) if packs(w.dtype()));
+        let weights: Vec<_> = weights.into_iter().filter(|w| quantised(w)).collect();
+        let stored: Vec<&Matrix> = weights
+            .iter()
+            .filter_map(|w| match w {
+                Weight::Stored(w) => Some(w),
+                Weight::Packed(_) => None,
+            })
+            .collect();
+        let packed = Packed::pack(team, &stored, done)?;
+        for (weight, packed) in weights.into_iter().zip(packed) {
+            *weight = Weight::Packed(packed);
         }
         Ok(())
     }

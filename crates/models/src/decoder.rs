@@ -1,8 +1,9 @@
 //! The forward pass of every decoder: one flat batch through all layers.
 //! A row's result does not depend on the other rows, so batching never changes an answer.
 
+use bytes::Bytes;
 use sedge_kernels::{
-    Attention, KvPages, Matrix, PAGE_TOKENS, Quantized, Segment, Team, add_assign, attend, matmul,
+    Attention, KvPages, PAGE_TOKENS, Quantized, Segment, Team, add_assign, attend, matmul,
     rms_norm, rms_norm_in_place, rotate, scale, softcap,
 };
 
@@ -55,11 +56,7 @@ impl Decoder {
     }
 
     /// Packs the weights; see [`Model::pack`](crate::Model::pack).
-    pub(crate) fn pack(
-        &mut self,
-        team: &Team,
-        done: &mut dyn FnMut(Matrix),
-    ) -> std::io::Result<()> {
+    pub(crate) fn pack(&mut self, team: &Team, done: &mut dyn FnMut(Bytes)) -> std::io::Result<()> {
         self.weights.pack(team, done)
     }
 

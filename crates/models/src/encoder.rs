@@ -1,6 +1,7 @@
 //! BERT and its kind: every token sees the whole text; used for embeddings.
 
-use sedge_kernels::{Matrix, Quantized, Team, add_assign, attend_all, gelu, layer_norm};
+use bytes::Bytes;
+use sedge_kernels::{Matrix, Quantized, Team, Weight, add_assign, attend_all, gelu, layer_norm};
 
 use crate::batch::{Batch, Outputs};
 use crate::config::Config;
@@ -103,12 +104,8 @@ impl Encoder {
     }
 
     /// Packs the weights; see [`Model::pack`](crate::Model::pack).
-    pub(crate) fn pack(
-        &mut self,
-        team: &Team,
-        done: &mut dyn FnMut(Matrix),
-    ) -> std::io::Result<()> {
-        for w in &mut self.layers {
+    pub(crate) fn pack(&mut self, team: &Team, done: &mut dyn FnMut(Bytes)) -> std::io::Result<()> {
+        let linears = self.layers.iter_mut().flat_map(|w| {
             let EncoderLayer {
                 q,
                 k,
@@ -118,11 +115,13 @@ impl Encoder {
                 down,
                 ..
             } = w;
-            for linear in [q, k, v, output, up, down] {
-                linear.weight.pack(team, done)?;
-            }
-        }
-        Ok(())
+            [q, k, v, output, up, down]
+        });
+        Weight::pack(
+            team,
+            linears.map(|linear| &mut linear.weight).collect(),
+            done,
+        )
     }
 
     /// The model's shape and rules.

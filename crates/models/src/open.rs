@@ -7,7 +7,7 @@ use bytes::Bytes;
 use sedge_formats::gguf::{Gguf, GgufError, Value};
 use sedge_formats::safetensors::{Checkpoint, SafetensorsError};
 use sedge_formats::tokenizer::{Tokenizer, TokenizerError};
-use sedge_kernels::{DType, KvPages, KvShape, Matrix, Team};
+use sedge_kernels::{DType, KvPages, KvShape, Team};
 
 use crate::batch::{Batch, Outputs};
 use crate::config::{self, Config, ConfigError, Pooling};
@@ -94,7 +94,7 @@ impl Model {
     /// # Errors
     /// When the memory cannot be had; the model still runs then.
     pub fn pack(&mut self, team: &Team) -> std::io::Result<()> {
-        let done = &mut |stored: Matrix| sedge_formats::release(stored.bytes());
+        let done = &mut |stored: Bytes| sedge_formats::release(&stored);
         match self {
             Model::Decoder(model) => model.pack(team, done),
             Model::Encoder(model) => model.pack(team, done),

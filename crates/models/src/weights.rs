@@ -1,5 +1,6 @@
 //! A decoder's weights, read from tensors into the shapes that the forward pass walks.
 
+use bytes::Bytes;
 use sedge_kernels::{Matrix, Team, Weight, dequantize};
 
 use crate::config::{Config, Latent, QkNorm};
@@ -120,16 +121,10 @@ impl Weights {
     }
 
     /// Packs what products read; the embeddings, read row by row, stay as they are stored.
-    pub(crate) fn pack(
-        &mut self,
-        team: &Team,
-        done: &mut dyn FnMut(Matrix),
-    ) -> std::io::Result<()> {
+    pub(crate) fn pack(&mut self, team: &Team, done: &mut dyn FnMut(Bytes)) -> std::io::Result<()> {
         let linears = self.layers.iter_mut().flat_map(LayerWeights::linears);
-        for linear in linears.chain([&mut self.head]) {
-            linear.weight.pack(team, done)?;
-        }
-        Ok(())
+        let all = linears.chain([&mut self.head]);
+        Weight::pack(team, all.map(|linear| &mut linear.weight).collect(), done)
     }
 }
 

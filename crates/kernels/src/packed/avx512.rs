@@ -339,6 +339,7 @@ fn direct_rows<F: Format, const M: usize>(
     let x_codes = x.codes;
     let (x_sums, x_slab_sums) = (x.sums.as_chunks::<4>().0, x.slab_sums.as_chunks::<2>().0);
     let mut acc = [_mm512_setzero_ps(); M];
+    let ahead = AHEAD[usize::from(strip.len() < AHEAD[0] / 2)];
     for (u, unit) in strip.chunks_exact(F::UNIT_BYTES).enumerate() {
         let [scale, minimum] = outer::<F>(unit);
         for g in 0..F::UNIT / GROUP {
@@ -351,10 +352,10 @@ fn direct_rows<F: Format, const M: usize>(
             for half in 0..2 {
                 let slab = 2 * g + half;
                 let bytes = &unit[slab * F::SLAB_BYTES..][..F::SLAB_BYTES];
-                // Some way ahead, past the end of what one page's streams can foresee.
-                let ahead = bytes.as_ptr().wrapping_add(AHEAD);
+                // Further than one page's streams can foresee; into the second-level cache.
+                let ahead = bytes.as_ptr().wrapping_add(ahead);
                 for line in 0..F::BITS {
-                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast());
+                    _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(64 * line).cast());
                 }
                 let codes = codes::<F>(bytes);
                 for part in 0..SLAB / F::BLOCK {
@@ -403,8 +404,9 @@ fn direct_rows<F: Format, const M: usize>(
 }
 }
 
-/// Bytes between what is read and what is asked for.
-const AHEAD: usize = 4096;
+/// Bytes between what is read and what is asked for: measured, for strips that come from memory
+/// and for the short ones of models that stay in the caches.
+const AHEAD: [usize; 2] = [16 << 10, 2 << 10];
 
 avx512! {
 fn panel(p: &Panel, x: RowBlock<'_>, out: &mut [[f32; STRIP]]) {

@@ -55,7 +55,9 @@ fn columns(dtype: DType, pick: usize) -> usize {
 }
 
 fn packed(w: &Matrix) -> Packed {
-    Packed::pack(&Team::new(2), w).unwrap().unwrap()
+    Packed::pack(&Team::new(2), &[w], &mut |_| {})
+        .unwrap()
+        .remove(0)
 }
 
 fn product(k: &Kernels, threads: usize, x: &[f32], w: &Packed) -> Vec<f32> {
@@ -260,7 +262,31 @@ fn what_is_not_finite_spoils_its_row_alone() {
 }
 
 #[test]
-fn plain_types_are_not_packed() {
-    let w = Matrix::from_f32(2, 32, &[1.0; 64]).unwrap();
-    assert!(Packed::pack(&Team::new(1), &w).unwrap().is_none());
+fn matrices_that_are_packed_together_are_those_packed_alone() {
+    let all = [
+        matrix(DType::Q4_0, 40, 96, 1),
+        matrix(DType::Q6K, 17, 512, 2),
+        matrix(DType::Q8_0, 1, 32, 3),
+    ];
+    let mut handed = Vec::new();
+    let refs: Vec<&Matrix> = all.iter().collect();
+    let together = Packed::pack(&Team::new(2), &refs, &mut |b| handed.push(b)).unwrap();
+    for (w, p) in all.iter().zip(&together) {
+        assert_eq!(p.data, packed(w).data);
+    }
+    let bytes: Vec<_> = all.iter().map(|w| w.bytes().clone()).collect();
+    assert_eq!(handed, bytes);
+}
+
+#[test]
+fn plain_types_stay_as_they_are() {
+    let mut plain = crate::Weight::from(Matrix::from_f32(2, 32, &[1.0; 64]).unwrap());
+    let mut quantised = crate::Weight::from(matrix(DType::Q4_0, 3, 32, 1));
+    let weights = vec![&mut plain, &mut quantised];
+    crate::Weight::pack(&Team::new(1), weights, &mut |_| {}).unwrap();
+    assert!(!plain.is_packed() && quantised.is_packed());
+    assert_eq!(
+        (quantised.rows(), quantised.cols(), quantised.bytes()),
+        (3, 32, 576)
+    );
 }
