@@ -1,6 +1,10 @@
-//! Measurement: how well a model predicts a text.
+//! Measurement: how well a model predicts a text, and how fast it runs.
 #![deny(missing_docs)]
 
+mod peer;
 mod perplexity;
+mod speed;
 
-pub use perplexity::{Perplexity, PerplexityError, PerplexityOptions, perplexity, score};
+pub use peer::{PeerError, PeerFigure, read_peer};
+pub use perplexity::{Count, Perplexity, PerplexityError, PerplexityOptions, perplexity, score};
+pub use speed::{Spread, Task, time};

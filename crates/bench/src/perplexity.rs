@@ -21,6 +21,19 @@ pub struct PerplexityOptions {
     pub window: usize,
     /// Score this many windows only, from the text's start.
     pub windows: Option<usize>,
+    /// Which tokens count.
+    pub count: Count,
+}
+
+/// Which tokens of a window count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Count {
+    /// All that follow one of the window's.
+    #[default]
+    All,
+    /// Those of the second half that follow one of the second half, as llama.cpp counts them:
+    /// each has half a window before it.
+    SecondHalf,
 }
 
 impl Default for PerplexityOptions {
@@ -28,6 +41,7 @@ impl Default for PerplexityOptions {
         PerplexityOptions {
             window: 512,
             windows: None,
+            count: Count::All,
         }
     }
 }
@@ -127,17 +141,30 @@ pub fn perplexity(
     options: PerplexityOptions,
     progress: &mut dyn FnMut(&Perplexity, usize),
 ) -> Result<Perplexity, PerplexityError> {
-    let ids = tokenizer.encode(text, false, false);
-    let mut result = score(executor, team, &ids, options, progress)?;
-    result.bytes = ids[1..=result.tokens]
-        .iter()
-        .map(|id| tokenizer.bytes(*id).len())
-        .sum();
+    // As llama.cpp does, which begins each window with the token that begins a text.
+    let begins = options.count == Count::SecondHalf && tokenizer.adds_bos();
+    let ids = tokenizer.encode(text, begins, false);
+    let first = tokenizer.bos().filter(|_| begins);
+    let mut result = score_from(executor, team, &ids, first, options, progress)?;
+    let bytes = |ids: &[u32]| {
+        ids.iter()
+            .map(|id| tokenizer.bytes(*id).len())
+            .sum::<usize>()
+    };
+    result.bytes = match options.count {
+        Count::All => bytes(&ids[1..=result.tokens]),
+        Count::SecondHalf => ids
+            .chunks_exact(options.window)
+            .take(result.windows)
+            .map(|window| bytes(&window[options.window / 2 + 1..]))
+            .sum(),
+    };
     Ok(result)
 }
 
 /// Scores token ids. Window `k` of `W` tokens reads ids `Wk … Wk+W-1` from an empty cache and is
-/// scored on ids `Wk+1 … Wk+W`, all `W` of them; ids that fill no window are left out.
+/// scored on ids `Wk+1 … Wk+W`, all `W` of them, or with [`Count::SecondHalf`] on ids
+/// `Wk+W/2+1 … Wk+W-1`; ids that fill no window are left out.
 /// `progress` sees the sum so far and the number of windows.
 ///
 /// # Errors
@@ -146,6 +173,18 @@ pub fn score(
     executor: &mut dyn Executor,
     team: &Team,
     ids: &[u32],
+    options: PerplexityOptions,
+    progress: &mut dyn FnMut(&Perplexity, usize),
+) -> Result<Perplexity, PerplexityError> {
+    score_from(executor, team, ids, None, options, progress)
+}
+
+/// [`score`], with every window's first token replaced by `first`, if there is one.
+fn score_from(
+    executor: &mut dyn Executor,
+    team: &Team,
+    ids: &[u32],
+    first: Option<u32>,
     options: PerplexityOptions,
     progress: &mut dyn FnMut(&Perplexity, usize),
 ) -> Result<Perplexity, PerplexityError> {
@@ -168,7 +207,11 @@ pub fn score(
             pages: shape.pages,
         });
     }
-    let whole = ids.len().saturating_sub(1) / window;
+    let (whole, scored) = match options.count {
+        Count::All => (ids.len().saturating_sub(1) / window, 0..window),
+        // The last token of a window has nothing to predict.
+        Count::SecondHalf => (ids.len() / window, window / 2..window.saturating_sub(1)),
+    };
     let windows = options.windows.map_or(whole, |limit| limit.min(whole));
     if windows == 0 {
         return Err(PerplexityError::Short {
@@ -198,25 +241,35 @@ pub fn score(
     };
     let mut out = Outputs::default();
     let start = Instant::now();
-    for ids in ids.windows(window + 1).step_by(window).take(windows) {
-        let (inputs, targets) = (&ids[..window], &ids[1..]);
-        for (chunk, (inputs, targets)) in inputs.chunks(rows).zip(targets.chunks(rows)).enumerate()
-        {
+    let mut inputs = Vec::with_capacity(window);
+    for start_id in (0..windows).map(|w| w * window) {
+        inputs.clear();
+        inputs.extend_from_slice(&ids[start_id..start_id + window]);
+        if let Some(first) = first {
+            inputs[0] = first;
+        }
+        for (chunk, inputs) in inputs.chunks(rows).enumerate() {
+            let position = chunk * rows;
             batch.tokens.clear();
             batch.tokens.extend_from_slice(inputs);
             batch.segments.clear();
             batch.segments.push(Segment {
                 rows: 0..inputs.len(),
-                position: chunk * rows,
+                position,
                 pages: 0..needed,
             });
+            let here = scored.start.clamp(position, position + inputs.len())
+                ..scored.end.clamp(position, position + inputs.len());
             batch.logits.clear();
-            batch.logits.extend(0..inputs.len() as u32);
+            batch
+                .logits
+                .extend((here.start - position) as u32..(here.end - position) as u32);
             executor.forward(&batch, &mut out);
+            let targets = &ids[start_id + here.start + 1..][..here.len()];
             sum.nats += surprise(team, &out.logits, targets, shape.vocab);
+            sum.tokens += here.len();
         }
         sum.windows += 1;
-        sum.tokens += window;
         sum.time = start.elapsed();
         progress(&sum, windows);
     }
@@ -277,8 +330,9 @@ mod tests {
             }
             self.expected = segment.position + segment.rows.len();
             out.logits.clear();
-            for (row, token) in batch.tokens.iter().enumerate() {
-                let position = segment.position + row;
+            for &row in &batch.logits {
+                let (token, position) =
+                    (&batch.tokens[row as usize], segment.position + row as usize);
                 out.logits
                     .extend((0..self.vocab).map(|next| self.logit(*token, position, next)));
             }
@@ -297,7 +351,11 @@ mod tests {
         window: usize,
         windows: Option<usize>,
     ) -> Perplexity {
-        let options = PerplexityOptions { window, windows };
+        let options = PerplexityOptions {
+            window,
+            windows,
+            ..Default::default()
+        };
         score(model, &Team::new(2), ids, options, &mut |_, _| {}).unwrap()
     }
 
@@ -324,6 +382,38 @@ mod tests {
         assert_eq!((found.windows, found.tokens), (3, 96));
         assert!((found.nats - nats).abs() < 1e-4, "{} {nats}", found.nats);
         assert!((found.perplexity() - (nats / 96.0).exp()).abs() < 1e-5);
+    }
+
+    #[test]
+    fn the_second_half_is_scored_as_llama_cpp_does() {
+        let (vocab, window) = (11, 32);
+        let mut model = Bigram {
+            vocab,
+            context: 4096,
+            expected: 0,
+        };
+        let ids = ids(100, vocab);
+        let options = PerplexityOptions {
+            window,
+            count: Count::SecondHalf,
+            ..Default::default()
+        };
+        let team = Team::new(1);
+        for first in [None, Some(5)] {
+            let found =
+                score_from(&mut model, &team, &ids, first, options, &mut |_, _| {}).unwrap();
+            let mut nats = 0.0f64;
+            for start in [0, 32, 64] {
+                for position in 16..31 {
+                    let token = ids[start + position];
+                    let weight = |next: usize| f64::from(model.logit(token, position, next)).exp();
+                    let all: f64 = (0..vocab).map(weight).sum();
+                    nats -= (weight(ids[start + position + 1] as usize) / all).ln();
+                }
+            }
+            assert_eq!((found.windows, found.tokens), (3, 45));
+            assert!((found.nats - nats).abs() < 1e-4, "{} {nats}", found.nats);
+        }
     }
 
     #[test]
@@ -369,7 +459,7 @@ mod tests {
         let mut run = |ids: &[u32], window| {
             let options = PerplexityOptions {
                 window,
-                windows: None,
+                ..Default::default()
             };
             score(&mut model, &Team::new(1), ids, options, &mut |_, _| {}).unwrap_err()
         };

@@ -13,7 +13,7 @@ use crate::input::{FeedForwardOut, FeedForwardWork, Input, Read, feed_forward};
 use crate::moe;
 use crate::rope::Angles;
 use crate::tensors::{TensorError, Tensors};
-use crate::weights::{FeedForward, LatentWeights, LayerWeights, Projections, Weights};
+use crate::weights::{FeedForward, LatentWeights, LayerWeights, Projections, Weights, Work};
 
 /// A causal language model.
 #[derive(Debug)]
@@ -58,6 +58,11 @@ impl Decoder {
     /// Packs the weights; see [`Model::pack`](crate::Model::pack).
     pub(crate) fn pack(&mut self, team: &Team, done: &mut dyn FnMut(Bytes)) -> std::io::Result<()> {
         self.weights.pack(team, done)
+    }
+
+    /// What the products of one token take: in all layers, and in the output head.
+    pub fn work(&self) -> [Work; 2] {
+        self.weights.work(&self.config)
     }
 
     /// The model's shape and rules.

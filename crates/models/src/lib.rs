@@ -30,3 +30,4 @@ pub use open::{
 };
 pub use synth::{Mixture, SynthError, SynthReport, likes, synth};
 pub use tensors::TensorError;
+pub use weights::Work;

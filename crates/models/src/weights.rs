@@ -129,7 +129,11 @@ impl Weights {
 }
 
 impl Gated {
-    fn linears(&mut self) -> [&mut Linear; 3] {
+    fn linears(&self) -> [&Linear; 3] {
+        [&self.gate, &self.up, &self.down]
+    }
+
+    fn linears_mut(&mut self) -> [&mut Linear; 3] {
         [&mut self.gate, &mut self.up, &mut self.down]
     }
 }
@@ -150,17 +154,67 @@ impl LayerWeights {
         };
         all.push(&mut self.output);
         match &mut self.ffn {
-            FeedForward::Dense(gated) => all.extend(gated.linears()),
+            FeedForward::Dense(gated) => all.extend(gated.linears_mut()),
             FeedForward::Experts(e) => {
-                all.extend(
-                    e.experts
-                        .iter_mut()
-                        .chain(&mut e.shared)
-                        .flat_map(Gated::linears),
-                );
+                let experts = e.experts.iter_mut().chain(&mut e.shared);
+                all.extend(experts.flat_map(Gated::linears_mut));
             }
         }
         all
+    }
+
+    /// What one token reads of the layer.
+    fn work(&self, per_token: usize) -> Work {
+        let attention: Vec<&Linear> = match &self.projections {
+            Projections::Heads { q, k, v, .. } => vec![q, k, v],
+            Projections::Latent(l) => {
+                let down = l.q_down.as_ref().map(|(down, _)| down);
+                down.into_iter().chain([&l.q, &l.kv_down]).collect()
+            }
+        };
+        let always = attention.into_iter().chain([&self.output]);
+        match &self.ffn {
+            FeedForward::Dense(gated) => Work::of(always.chain(gated.linears())),
+            FeedForward::Experts(e) => {
+                let shared = e.shared.iter().flat_map(Gated::linears);
+                // All experts are of one size.
+                let visited = e.experts.iter().take(per_token).flat_map(Gated::linears);
+                Work::of(always.chain(shared).chain(visited))
+            }
+        }
+    }
+}
+
+/// What the products of one token take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Bytes of weights that are read.
+    pub bytes: u64,
+    /// Multiply-adds.
+    pub products: u64,
+}
+
+impl Work {
+    fn of<'a>(linears: impl Iterator<Item = &'a Linear>) -> Work {
+        linears
+            .map(|l| &l.weight)
+            .fold(Work::default(), |sum, w| Work {
+                bytes: sum.bytes + w.bytes() as u64,
+                products: sum.products + (w.rows() * w.cols()) as u64,
+            })
+    }
+}
+
+impl Weights {
+    /// What one token takes in all layers, and in the head.
+    pub(crate) fn work(&self, config: &Config) -> [Work; 2] {
+        let per_token = config.moe.as_ref().map_or(0, |m| m.per_token);
+        let layers = self.layers.iter().map(|l| l.work(per_token));
+        let layers = layers.fold(Work::default(), |a, b| Work {
+            bytes: a.bytes + b.bytes,
+            products: a.products + b.products,
+        });
+        [layers, Work::of([&self.head].into_iter())]
     }
 }
 

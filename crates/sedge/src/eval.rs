@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Subcommand;
-use sedge_bench::{Perplexity, PerplexityOptions};
+use sedge_bench::{Count, Perplexity, PerplexityOptions};
 use sedge_engine::CpuExecutor;
 use sedge_kernels::{PAGE_TOKENS, Team};
 use serde_json::json;
@@ -33,7 +33,10 @@ Example:
 
 The text is encoded without special tokens and cut into windows of W tokens. Window k reads
 tokens Wk … Wk+W-1 from an empty cache and is scored on tokens Wk+1 … Wk+W, all W of them.
-Perplexity is exp of the mean negative log-likelihood. A rest shorter than a window is left out.";
+Perplexity is exp of the mean negative log-likelihood. A rest shorter than a window is left out.
+
+With --count second-half, tokens W/2+1 … W-1 of each window are scored, which starts with the
+token that begins a text where the model has one: the figure of llama.cpp's llama-perplexity.";
 
 #[derive(clap::Args)]
 #[command(after_help = ABOUT_PERPLEXITY)]
@@ -49,6 +52,10 @@ struct PerplexityArgs {
     /// Tokens of a window
     #[arg(long, value_name = "TOKENS", default_value = "512")]
     window: NonZeroUsize,
+
+    /// Tokens of a window that count: all, or those of its second half, as llama.cpp counts
+    #[arg(long, value_enum, value_name = "WHICH", default_value = "all")]
+    count: Counted,
 
     /// Score the first N windows only
     #[arg(long, value_name = "N")]
@@ -69,6 +76,13 @@ struct PerplexityArgs {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+/// Tokens of a window that count.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Counted {
+    All,
+    SecondHalf,
 }
 
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
@@ -98,6 +112,10 @@ fn perplexity(args: PerplexityArgs) -> Result<(), Failure> {
     let options = PerplexityOptions {
         window: args.window.get(),
         windows: args.windows,
+        count: match args.count {
+            Counted::All => Count::All,
+            Counted::SecondHalf => Count::SecondHalf,
+        },
     };
     let mut line = ProgressLine::new();
     let result = sedge_bench::perplexity(

@@ -1,6 +1,7 @@
 //! The command line: parses, wires, and says what went wrong and what to try.
 
 mod answer;
+mod bench;
 mod chat;
 mod completions;
 mod convert;
@@ -54,8 +55,10 @@ enum Command {
     Convert(convert::Args),
     /// Write a file with random weights in the shape of a known model
     Synth(synth::Args),
-    /// Measure a model
+    /// Measure how well a model does
     Eval(eval::Args),
+    /// Measure how fast a model runs
+    Bench(bench::Args),
     /// Print a shell's completion script
     Completions(completions::Args),
 }
@@ -80,6 +83,7 @@ fn try_main() -> Result<(), Failure> {
         Some(Command::Convert(args)) => convert::run(args),
         Some(Command::Synth(args)) => synth::run(args),
         Some(Command::Eval(args)) => eval::run(args),
+        Some(Command::Bench(args)) => bench::run(args),
         Some(Command::Completions(args)) => completions::run(args, &mut Cli::command()),
     }
 }
