@@ -46,9 +46,8 @@ fn main() {
             let (n, k) = (8192, 2048);
             let stored = matrix(dtype, n, k);
             let start = Instant::now();
-            let w = Packed::pack(&team, &stored)
-                .expect("memory")
-                .expect("a quantised type");
+            let packed = Packed::pack(&team, &[&stored], &mut |_| {}).expect("memory");
+            let w = &packed[0];
             let packing = start.elapsed().as_secs_f64();
             print!(
                 "  {dtype:5} packs {:5.2} GB/s;",
