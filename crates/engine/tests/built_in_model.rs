@@ -14,7 +14,9 @@ use sedge_models::Model;
 
 static SEEDLING: LazyLock<(Arc<Model>, Arc<Tokenizer>)> = LazyLock::new(|| {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/seedling/seedling.gguf");
-    let opened = sedge_models::open(&path).unwrap();
+    let mut opened = sedge_models::open(&path).unwrap();
+    // As it is served.
+    opened.model.pack(&Team::new(2)).unwrap();
     (Arc::new(opened.model), opened.tokenizer.unwrap())
 });
 

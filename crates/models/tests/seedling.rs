@@ -8,7 +8,7 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use common::{Golden, Run, golden};
-use sedge_kernels::KvType;
+use sedge_kernels::{KvType, Team};
 use sedge_models::open;
 
 const END: u32 = 4;
@@ -67,6 +67,43 @@ fn the_asset_answers_as_the_checkpoint_does() {
         assert!(worst < 1.0, "prompt {index}: {worst}");
         assert_eq!(answer(&mut run, prompt), prompt.greedy, "prompt {index}");
     }
+}
+
+/// The way in which models are served: packed weights, 8-bit activations, any kind of pages.
+#[test]
+fn packed_the_asset_answers_as_the_checkpoint_does() {
+    let asset = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/seedling/seedling.gguf");
+    let want = golden("seedling");
+    for kv in [KvType::F16, KvType::BF16, KvType::Q8] {
+        let mut opened = open(&asset).unwrap();
+        opened.model.pack(&Team::new(2)).unwrap();
+        let mut run = Run::of(opened, kv);
+        for (index, prompt) in prompts().iter().enumerate() {
+            let worst = worst_logit(&mut run, prompt, &want, index);
+            println!("prompt {index}, {kv:?}: max |Δlogit| = {worst:.3}");
+            // What 8-bit activations add to 8-bit weights, on logits of up to 20.
+            assert!(worst < 2.0, "prompt {index}, {kv:?}: {worst}");
+            assert_eq!(
+                answer(&mut run, prompt),
+                prompt.greedy,
+                "prompt {index}, {kv:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn packed_a_token_has_the_same_logits_in_any_batch_and_chunk() {
+    let asset = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/seedling/seedling.gguf");
+    let mut opened = open(&asset).unwrap();
+    opened.model.pack(&Team::new(2)).unwrap();
+    let mut run = Run::of(opened, KvType::F16);
+    let ids: Vec<u32> = (0..60).map(|i| 100 + i * 7 % 400).collect();
+    let whole = run.logits(&ids, ids.len());
+    for chunk in [1, 7, 16] {
+        assert!(run.logits(&ids, chunk) == whole, "chunks of {chunk}");
+    }
+    assert!(run.logits_among_others(&ids, 5) == whole, "among others");
 }
 
 #[test]
