@@ -217,30 +217,45 @@ pub(crate) fn work<S: Sixteen>(s: S, w: &Work<'_>, scratch: &mut Vec<f32>) {
             .zip(state.chunks_exact_mut(S::QUERIES));
         for (tile, (((q, scores), acc), state)) in tiles.enumerate() {
             let i = tile * S::QUERIES;
-            let within = |range: Range<usize>| {
-                range.start.clamp(first, first + TOKENS) - first
-                    ..range.end.clamp(first, first + TOKENS) - first
-            };
-            // What one of the tile's queries sees and another does not has weight 0 for that.
-            let last = seen(i + S::QUERIES - 1).end;
-            let tokens = within(seen(i).start..last);
-            if tokens.is_empty() {
+            let within = |position: usize| position.clamp(first, first + TOKENS) - first;
+            let last = i + S::QUERIES - 1;
+            if within(seen(i).start) == within(seen(last).end) {
                 continue;
             }
             score(s, q, shape.k_dim, keys, scores);
             for (q, (scores, state)) in scores.iter_mut().zip(&mut *state).enumerate() {
-                let slots = within(seen(i + q));
+                let slots = within(seen(i + q).start)..within(seen(i + q).end);
                 let acc = &mut acc[q * v_pad..][..v_pad];
                 weigh(s, w, chunk, pages.clone(), slots, scores, state, acc);
             }
-            for at in (0..v_pad / 16).step_by(WIDE) {
-                if at + WIDE <= v_pad / 16 {
-                    mix::<S, WIDE>(s, scores, tokens.clone(), values, v_pad / 16, at, acc);
-                } else {
-                    for at in at..v_pad / 16 {
-                        mix::<S, 1>(s, scores, tokens.clone(), values, v_pad / 16, at, acc);
-                    }
-                }
+            // What all of the tile's queries see goes into their sums together; what only some
+            // see into those alone, so that a value that is not finite stays with who sees it.
+            let common = within(seen(last).start)..within(seen(i).end);
+            // Where nothing is seen by all, the first pass takes everything.
+            let split = if common.is_empty() {
+                TOKENS
+            } else {
+                common.start
+            };
+            for (q, scores) in scores.iter().enumerate() {
+                let own = within(seen(i + q).start)..within(seen(i + q).end);
+                let (tokens, acc) = (
+                    own.start..own.end.min(split),
+                    &mut acc[q * v_pad..][..v_pad],
+                );
+                mix::<S, 1>(s, std::slice::from_ref(scores), tokens, values, acc);
+            }
+            if common.is_empty() {
+                continue;
+            }
+            match S::QUERIES {
+                4 => mix::<S, 4>(s, scores, common.clone(), values, acc),
+                _ => mix::<S, 1>(s, scores, common.clone(), values, acc),
+            }
+            for (q, scores) in scores.iter().enumerate() {
+                let tokens = common.end..within(seen(i + q).end);
+                let acc = &mut acc[q * v_pad..][..v_pad];
+                mix::<S, 1>(s, std::slice::from_ref(scores), tokens, values, acc);
             }
         }
     }
@@ -505,26 +520,35 @@ fn weigh<S: Sixteen>(
     scores[slots.end..].fill(0.0);
 }
 
-/// `acc += Σ weight · value` over the tokens, oldest first, for a tile of queries and `N`
-/// vectors of the values from vector `at` of `width`.
+/// `acc += Σ weight · value` over the tokens, oldest first, for `Q` queries.
+///
+/// - `values`: `[64][width / 16]` vectors
+/// - `acc`: `[Q][width]`
 #[inline(always)]
-fn mix<S: Sixteen, const N: usize>(
+fn mix<S: Sixteen, const Q: usize>(
     s: S,
     weights: &[[f32; TOKENS]],
     tokens: Range<usize>,
     values: &[[f32; 16]],
-    width: usize,
-    at: usize,
     acc: &mut [f32],
 ) {
-    match S::QUERIES {
-        4 => mix_tile::<S, 4, N>(s, weights, tokens, values, width, at, acc),
-        _ => mix_tile::<S, 1, N>(s, weights, tokens, values, width, at, acc),
+    if tokens.is_empty() {
+        return;
+    }
+    let width = acc.len() / Q / 16;
+    let mut at = 0;
+    while at + WIDE <= width {
+        mix_part::<S, Q, WIDE>(s, weights, tokens.clone(), values, width, at, acc);
+        at += WIDE;
+    }
+    for at in at..width {
+        mix_part::<S, Q, 1>(s, weights, tokens.clone(), values, width, at, acc);
     }
 }
 
+/// [`mix`] for `N` vectors of the values, from vector `at` of `width`.
 #[inline(always)]
-fn mix_tile<S: Sixteen, const Q: usize, const N: usize>(
+fn mix_part<S: Sixteen, const Q: usize, const N: usize>(
     s: S,
     weights: &[[f32; TOKENS]],
     tokens: Range<usize>,
@@ -598,6 +622,7 @@ mod tests {
             Just((64, 64)),
             Just((20, 12)),
             Just((72, 40)),
+            Just((128, 128)),
             Just((5, 3))
         ];
         let kv = prop_oneof![
@@ -607,10 +632,10 @@ mod tests {
             Just(KvType::Q8)
         ];
         (
-            (dims, 1usize..4, any::<bool>(), kv, 1usize..6),
+            (dims, 1usize..4, any::<bool>(), kv, 1usize..9),
             proptest::option::of(1usize..40),
             proptest::option::of(0.5f32..30.0),
-            proptest::collection::vec((0usize..70, 1usize..40), 1..4),
+            proptest::collection::vec((0usize..300, 1usize..40), 1..4),
             any::<u32>(),
         )
             .prop_map(
@@ -825,6 +850,36 @@ mod tests {
                         prop_assert!(alone[..part.start].iter().chain(&alone[part.end..]).all(|v| *v == -1.0));
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_value_that_is_not_finite_stays_with_those_who_see_it() {
+        let shape = KvShape {
+            heads: 1,
+            k_dim: 16,
+            v_dim: 16,
+            v_in_k: false,
+        };
+        for group in [1, 2, 3, 7] {
+            let case = Case {
+                shape,
+                kv: KvType::F16,
+                group,
+                window: None,
+                softcap: None,
+                lengths: vec![(5, 9)],
+                seed: 3,
+            };
+            let mut b = batch(&case);
+            // The last row's value is above what f16 holds.
+            b.pages.write(1, b.tables[0], 13, &[0.5; 16], &[1e6; 16]);
+            for isa in isa::all() {
+                let out = run(isa, 1, &case, &b, &b.segments);
+                let (before, last) = out.split_at(8 * group * 16);
+                assert!(before.iter().all(|v| v.is_finite()), "group {group}");
+                assert!(last.iter().all(|v| !v.is_finite()), "group {group}");
             }
         }
     }
