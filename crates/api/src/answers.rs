@@ -8,7 +8,7 @@ use futures_util::stream::{SelectAll, Stream, StreamExt, unfold};
 use sedge_engine::{Event, FinishReason, Request};
 
 use crate::app::App;
-use crate::error::ApiError;
+use crate::error::{ApiError, Origin};
 use crate::openai::response::Usage;
 
 type Events = Pin<Box<dyn Stream<Item = (usize, Event)> + Send>>;
@@ -23,12 +23,12 @@ pub(crate) struct Answers {
 }
 
 impl Answers {
-    /// Submits all requests or none; `field` is where their prompts came from.
+    /// Submits all requests or none.
     pub(crate) fn submit(
         app: Arc<App>,
         model: usize,
         requests: Vec<Request>,
-        field: &str,
+        origin: Origin,
     ) -> Result<Answers, ApiError> {
         let last = vec![None; requests.len()];
         let engine = &app.models[model].engine;
@@ -37,7 +37,7 @@ impl Answers {
             // An error drops, and thereby cancels, those already submitted.
             let output = engine
                 .submit(request)
-                .map_err(|error| ApiError::submit(error, field))?;
+                .map_err(|error| ApiError::submit(error, origin))?;
             let stream: Events = Box::pin(unfold(output, move |mut output| async move {
                 output.next().await.map(|event| ((choice, event), output))
             }));

@@ -12,7 +12,7 @@ use sedge_formats::tokenizer::Tokenizer;
 
 use crate::answers::Answers;
 use crate::app::{App, aside};
-use crate::error::ApiError;
+use crate::error::{ApiError, Origin};
 use crate::openai::chat::ChatRequest;
 use crate::openai::response::{
     CalledFunction, ChatChoice, ChatChunkChoice, ChatDelta, ChatLogprobs, ChatMessage, Envelope,
@@ -61,13 +61,17 @@ impl Chat {
         let served = &app.models[model];
         let prompt = prompt::of_chat(served, &request)?;
         prompt::must_fit(served, &prompt, request.max_tokens, "messages")?;
-        let format = request.constraint.take();
-        let constraint = force::constraint(format, &request.tools, &request.tool_choice);
+        let format = request.format.take();
+        let format = force::constraint(format, &request.tools, &request.tool_choice);
+        let origin = Origin {
+            prompt: "messages",
+            constraint: format.as_ref().map_or("", |format| format.field),
+        };
         let n = request.options.n;
         let requests = (0..n).map(|choice| sedge_engine::Request {
             max_tokens: request.max_tokens,
             logprobs: request.logprobs,
-            constraint: constraint.clone(),
+            constraint: format.as_ref().map(|format| format.constraint.clone()),
             ..request.options.request(prompt.clone(), choice)
         });
         let requests = requests.collect();
@@ -83,7 +87,7 @@ impl Chat {
             system_fingerprint: FINGERPRINT,
         };
         let tokenizer = served.tokenizer.clone();
-        let answers = Answers::submit(app, model, requests, "messages")?;
+        let answers = Answers::submit(app, model, requests, origin)?;
         let choices = (0..n).map(|_| Choice::new(&request)).collect();
         Ok(Chat {
             answers,

@@ -13,7 +13,7 @@ use sedge_formats::tokenizer::Tokenizer;
 use crate::answers::Answers;
 use crate::app::{App, aside};
 use crate::chat::FINGERPRINT;
-use crate::error::ApiError;
+use crate::error::{ApiError, Origin};
 use crate::openai::completions::{CompletionRequest, Prompt};
 use crate::openai::response::{Envelope, Reply, TextChoice, TextLogprobs, Usage};
 use crate::{body, ids, prompt, sse};
@@ -84,6 +84,11 @@ impl Completion {
         let tokenizer = served.tokenizer.clone();
         let n = request.options.n;
         let scored = request.echo && request.logprobs.is_some();
+        let format = request.format.as_ref();
+        let origin = Origin {
+            prompt: "prompt",
+            constraint: format.map_or("", |format| format.field),
+        };
         let (mut requests, mut choices) = (Vec::new(), Vec::new());
         for text in &request.prompts {
             let ids = prompt::of_text(&tokenizer, text);
@@ -103,7 +108,7 @@ impl Completion {
                     max_tokens: Some(request.max_tokens),
                     logprobs: request.logprobs,
                     prompt_logprobs: scored,
-                    constraint: request.constraint.clone(),
+                    constraint: format.map(|format| format.constraint.clone()),
                     ..request.options.request(ids.clone(), choice)
                 });
             }
@@ -115,7 +120,7 @@ impl Completion {
             model: served.name.clone(),
             system_fingerprint: FINGERPRINT,
         };
-        let answers = Answers::submit(app, model, requests, "prompt")?;
+        let answers = Answers::submit(app, model, requests, origin)?;
         Ok(Completion {
             answers,
             choices,

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::app::{App, aside};
 use crate::body;
-use crate::error::ApiError;
+use crate::error::{ApiError, Origin};
 use crate::openai::embeddings::{EmbeddingRequest, Encoding};
 use crate::prompt;
 
@@ -105,6 +105,10 @@ async fn embed(
     prompts: Vec<Vec<u32>>,
 ) -> Result<(Vec<Vec<f32>>, usize), ApiError> {
     let engine = &app.models[model].engine;
+    let origin = Origin {
+        prompt: "input",
+        constraint: "",
+    };
     let mut vectors = vec![Vec::new(); prompts.len()];
     let mut tokens = 0;
     let mut running = FuturesUnordered::new();
@@ -122,7 +126,7 @@ async fn embed(
                 Ok(output) => running.push(one(app, model, *index, output)),
                 // A place comes free when one of our own ends.
                 Err(SubmitError::Busy { .. }) if !running.is_empty() => break,
-                Err(error) => return Err(ApiError::submit(error, "input")),
+                Err(error) => return Err(ApiError::submit(error, origin)),
             }
             waiting.next();
         }

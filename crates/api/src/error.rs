@@ -54,6 +54,15 @@ pub(crate) enum ApiError {
     Internal(String),
 }
 
+/// The fields that an engine's request was made of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Origin {
+    /// Where its tokens came from.
+    pub(crate) prompt: &'static str,
+    /// Where its constraint came from, if it has one.
+    pub(crate) constraint: &'static str,
+}
+
 impl ApiError {
     /// A field's value is wrong.
     pub(crate) fn invalid(param: impl Into<String>, message: impl Into<String>) -> ApiError {
@@ -63,23 +72,29 @@ impl ApiError {
         }
     }
 
-    /// The engine did not take a request whose tokens came from the field `prompt`.
-    pub(crate) fn submit(error: SubmitError, prompt: &str) -> ApiError {
+    /// A prompt that came from `field` does not fit.
+    pub(crate) fn too_long(tokens: usize, context: usize, field: &str) -> ApiError {
+        ApiError::ContextLength {
+            param: field.into(),
+            message: format!(
+                "This model's context is {context} tokens, one of which the answer needs. Your {field} came to \
+                 {tokens} tokens."
+            ),
+        }
+    }
+
+    /// The engine did not take a request.
+    pub(crate) fn submit(error: SubmitError, origin: Origin) -> ApiError {
         let message = error.to_string();
         match error {
-            SubmitError::TooLong {
-                prompt: tokens,
-                context,
-            } => ApiError::ContextLength {
-                param: prompt.into(),
-                message: format!(
-                    "This model's context is {context} tokens, one of which the answer needs. Your {prompt} came to \
-                     {tokens} tokens."
-                ),
-            },
-            SubmitError::Empty | SubmitError::Token { .. } => ApiError::invalid(prompt, message),
+            SubmitError::TooLong { prompt, context } => {
+                ApiError::too_long(prompt, context, origin.prompt)
+            }
+            SubmitError::Empty | SubmitError::Token { .. } => {
+                ApiError::invalid(origin.prompt, message)
+            }
             SubmitError::Parameter { name, .. } => ApiError::invalid(name, message),
-            SubmitError::Constraint(_) => ApiError::invalid("response_format", message),
+            SubmitError::Constraint(_) => ApiError::invalid(origin.constraint, message),
             SubmitError::Unsupported(_) => ApiError::invalid("model", message),
             SubmitError::Busy { retry_after, .. } => ApiError::Busy {
                 message,
@@ -206,21 +221,18 @@ mod tests {
             waiting: 3,
             retry_after: Duration::from_millis(200),
         };
-        let response = ApiError::submit(error, "messages").into_response();
+        let origin = Origin {
+            prompt: "messages",
+            constraint: "grammar",
+        };
+        let response = ApiError::submit(error, origin).into_response();
         assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
         assert_eq!(response.headers()[header::RETRY_AFTER], "1");
     }
 
     #[test]
     fn a_long_prompt_names_the_field_it_came_from() {
-        let error = ApiError::submit(
-            SubmitError::TooLong {
-                prompt: 9,
-                context: 8,
-            },
-            "messages",
-        )
-        .json();
+        let error = ApiError::too_long(9, 8, "messages").json();
         assert_eq!(error["error"]["code"], "context_length_exceeded");
         assert_eq!(error["error"]["param"], "messages");
         assert_eq!(error["error"]["type"], "invalid_request_error");

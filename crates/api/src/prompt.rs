@@ -1,6 +1,5 @@
 //! From messages or texts to the token ids that the model reads.
 
-use sedge_engine::SubmitError;
 use sedge_formats::template::{ChatInput, ChatTemplate, TemplateError};
 use sedge_formats::tokenizer::Tokenizer;
 use serde_json::{Map, Value, json};
@@ -49,11 +48,7 @@ pub(crate) fn must_fit(
     if ids.len() + usize::from(max_tokens != Some(0)) <= model.context {
         return Ok(());
     }
-    let error = SubmitError::TooLong {
-        prompt: ids.len(),
-        context: model.context,
-    };
-    Err(ApiError::submit(error, field))
+    Err(ApiError::too_long(ids.len(), model.context, field))
 }
 
 /// Token ids of a text to embed, which stays text.

@@ -88,6 +88,11 @@ fn parameters_out_of_range_are_named() {
             "response_format",
             json!({"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nothing"}}}),
         ),
+        ("grammar", json!("start: nowhere")),
+        (
+            "grammar",
+            json!({"type": "json_schema", "value": {"type": "nothing"}}),
+        ),
     ];
     for (name, value) in cases {
         let mut request = chat("a");
@@ -95,6 +100,17 @@ fn parameters_out_of_range_are_named() {
         let (status, param, _) = server.post(CHAT, &request).error();
         assert_eq!((status, param), (400, json!(name)));
     }
+    // A call that must be made is made of the tools' schemas.
+    let mut request = chat("a");
+    request["tools"] =
+        json!([{"type": "function", "function": {"name": "f", "parameters": {"type": "nothing"}}}]);
+    request["tool_choice"] = json!("required");
+    assert_eq!(server.post(CHAT, &request).error().1, "tools");
+    let request = json!({"prompt": "a", "grammar": "start: nowhere"});
+    assert_eq!(
+        server.post("/v1/completions", &request).error().1,
+        "grammar"
+    );
     let mut request = chat("a");
     request["logit_bias"] = json!({"999999": 1});
     assert_eq!(server.post(CHAT, &request).status, 400);

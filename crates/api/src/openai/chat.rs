@@ -1,9 +1,9 @@
 //! A request to `/v1/chat/completions`.
 
-use sedge_engine::{Constraint, Sampling};
+use sedge_engine::Sampling;
 use serde_json::{Map, Value};
 
-use super::constraint;
+use super::constraint::{self, Format};
 use super::fields::{Fields, numbered, wrong};
 use super::options::{MAX_LOGPROBS, Options};
 use super::tools::{Tool, ToolChoice, take_tools};
@@ -34,7 +34,7 @@ pub(crate) struct ChatRequest {
     /// Whether it may call more than once in an answer.
     pub(crate) parallel_tool_calls: bool,
     /// What the answer must look like.
-    pub(crate) constraint: Option<Constraint>,
+    pub(crate) format: Option<Format>,
     /// Most tokens of an answer.
     pub(crate) max_tokens: Option<usize>,
     /// Report log-probabilities with this many alternatives.
@@ -56,7 +56,7 @@ impl ChatRequest {
             tools,
             tool_choice,
             parallel_tool_calls: fields.boolean("parallel_tool_calls")?.unwrap_or(true),
-            constraint: constraint::take(&mut fields)?,
+            format: constraint::take(&mut fields)?,
             max_tokens: max_tokens(&mut fields)?,
             logprobs: logprobs(&mut fields)?,
             template: template(&mut fields)?,
@@ -305,6 +305,7 @@ fn template(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
 
 #[cfg(test)]
 mod tests {
+    use sedge_engine::Constraint;
     use serde_json::json;
 
     use super::*;
@@ -346,7 +347,11 @@ mod tests {
         assert_eq!(request.messages[1].text, "a\nb");
         assert_eq!(request.messages[2].calls[0].name, "f");
         assert_eq!(request.messages[3].call_id.as_deref(), Some("call_1"));
-        assert_eq!(request.constraint, Some(Constraint::JsonObject));
+        let format = Format {
+            field: "response_format",
+            constraint: Constraint::JsonObject,
+        };
+        assert_eq!(request.format, Some(format));
         assert_eq!((request.max_tokens, request.logprobs), (Some(7), Some(3)));
         assert_eq!(request.template["reasoning_effort"], "low");
         assert!(!request.parallel_tool_calls);

@@ -1,9 +1,9 @@
 //! A request to `/v1/completions`.
 
-use sedge_engine::{Constraint, Sampling};
+use sedge_engine::Sampling;
 use serde_json::Value;
 
-use super::constraint;
+use super::constraint::{self, Format};
 use super::fields::{Fields, numbered, wrong};
 use super::options::{MAX_CHOICES, MAX_LOGPROBS, Options, token_id};
 use crate::error::ApiError;
@@ -32,7 +32,7 @@ pub(crate) struct CompletionRequest {
     /// Report log-probabilities with this many alternatives.
     pub(crate) logprobs: Option<usize>,
     /// What the answer must look like.
-    pub(crate) constraint: Option<Constraint>,
+    pub(crate) format: Option<Format>,
     /// Sampling, stopping, streaming.
     pub(crate) options: Options,
 }
@@ -61,7 +61,7 @@ impl CompletionRequest {
                 .count("max_tokens", 0, usize::MAX)?
                 .unwrap_or(DEFAULT_TOKENS),
             logprobs: fields.count("logprobs", 0, MAX_LOGPROBS)?,
-            constraint: constraint::take(&mut fields)?,
+            format: constraint::take(&mut fields)?,
             options: Options::take(&mut fields, defaults)?,
         };
         fields.end()?;

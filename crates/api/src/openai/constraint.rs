@@ -6,8 +6,15 @@ use serde_json::Value;
 use super::fields::Fields;
 use crate::error::ApiError;
 
+/// A constraint and the field that it comes from, which is to blame for it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Format {
+    pub(crate) field: &'static str,
+    pub(crate) constraint: Constraint,
+}
+
 /// Takes `response_format` and `grammar`, of which a request may have one.
-pub(crate) fn take(fields: &mut Fields) -> Result<Option<Constraint>, ApiError> {
+pub(crate) fn take(fields: &mut Fields) -> Result<Option<Format>, ApiError> {
     let format = response_format(fields)?;
     let grammar = grammar(fields)?;
     if format.is_some() && grammar.is_some() {
@@ -16,7 +23,10 @@ pub(crate) fn take(fields: &mut Fields) -> Result<Option<Constraint>, ApiError> 
             "'grammar' and 'response_format' exclude each other.",
         ));
     }
-    Ok(format.or(grammar))
+    let from = |field| move |constraint| Format { field, constraint };
+    Ok(format
+        .map(from("response_format"))
+        .or(grammar.map(from("grammar"))))
 }
 
 /// `{"type": "text" | "json_object" | "json_schema"}`. A schema is enforced whether `strict` or not.
@@ -94,9 +104,9 @@ mod tests {
 
     fn read(value: Value) -> Result<Option<Constraint>, ApiError> {
         let mut fields = Fields::open("", value)?;
-        let constraint = take(&mut fields)?;
+        let format = take(&mut fields)?;
         fields.end()?;
-        Ok(constraint)
+        Ok(format.map(|format| format.constraint))
     }
 
     #[test]

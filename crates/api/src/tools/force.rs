@@ -3,6 +3,7 @@
 use sedge_engine::Constraint;
 use serde_json::{Map, Value, json};
 
+use crate::openai::constraint::Format;
 use crate::openai::tools::{Tool, ToolChoice};
 
 /// The constraint of an answer, given what the request asks of it and which tools it has.
@@ -10,23 +11,29 @@ use crate::openai::tools::{Tool, ToolChoice};
 /// - A call that is required, or of a named function: nothing but a call fits.
 /// - Tools and a format: the answer is a call or has the format.
 pub(crate) fn constraint(
-    format: Option<Constraint>,
+    format: Option<Format>,
     tools: &[Tool],
     choice: &ToolChoice,
-) -> Option<Constraint> {
+) -> Option<Format> {
+    let call = |schema| {
+        Some(Format {
+            field: "tools",
+            constraint: Constraint::JsonSchema(schema),
+        })
+    };
     match choice {
         ToolChoice::None => format,
-        ToolChoice::Required => Some(Constraint::JsonSchema(any_of(tools.iter(), None))),
-        ToolChoice::Named(name) => Some(Constraint::JsonSchema(any_of(
-            tools.iter().filter(|tool| tool.name == *name),
-            None,
-        ))),
-        ToolChoice::Auto => match format {
-            Some(Constraint::JsonSchema(schema)) => {
-                Some(Constraint::JsonSchema(any_of(tools.iter(), Some(schema))))
-            }
-            other => other,
-        },
+        ToolChoice::Required => call(any_of(tools.iter(), None)),
+        ToolChoice::Named(name) => call(any_of(tools.iter().filter(|t| t.name == *name), None)),
+        ToolChoice::Auto => format.map(|format| Format {
+            constraint: match format.constraint {
+                Constraint::JsonSchema(schema) => {
+                    Constraint::JsonSchema(any_of(tools.iter(), Some(schema)))
+                }
+                other => other,
+            },
+            ..format
+        }),
     }
 }
 
@@ -101,6 +108,13 @@ mod tests {
         }
     }
 
+    fn schema(format: Option<Format>) -> Value {
+        match format.map(|format| format.constraint) {
+            Some(Constraint::JsonSchema(schema)) => schema,
+            other => panic!("no schema: {other:?}"),
+        }
+    }
+
     #[test]
     fn a_moved_schemas_references_move_along() {
         let list = json!({
@@ -128,11 +142,7 @@ mod tests {
     #[test]
     fn a_named_function_is_the_only_one_that_fits() {
         let tools = [tool("f", json!({})), tool("g", json!({}))];
-        let Some(Constraint::JsonSchema(schema)) =
-            constraint(None, &tools, &ToolChoice::Named("g".into()))
-        else {
-            panic!("no schema");
-        };
+        let schema = schema(constraint(None, &tools, &ToolChoice::Named("g".into())));
         assert_eq!(schema["anyOf"].as_array().unwrap().len(), 1);
         assert_eq!(schema["anyOf"][0]["properties"]["name"]["const"], "g");
     }
@@ -153,13 +163,12 @@ mod tests {
 
     #[test]
     fn with_a_format_and_tools_both_fit() {
-        let format = Some(Constraint::JsonSchema(json!({"type": "integer"})));
+        let format = Some(Format {
+            field: "grammar",
+            constraint: Constraint::JsonSchema(json!({"type": "integer"})),
+        });
         let tools = [tool("f", json!({}))];
-        let Some(Constraint::JsonSchema(schema)) =
-            constraint(format.clone(), &tools, &ToolChoice::Auto)
-        else {
-            panic!("no schema");
-        };
+        let schema = schema(constraint(format.clone(), &tools, &ToolChoice::Auto));
         assert_eq!(schema["anyOf"].as_array().unwrap().len(), 2);
         assert_eq!(schema["$defs"]["part1"], json!({"type": "integer"}));
         assert_eq!(constraint(format.clone(), &[], &ToolChoice::None), format);
