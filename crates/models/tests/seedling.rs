@@ -82,7 +82,7 @@ fn packed_the_asset_answers_as_the_checkpoint_does() {
             let worst = worst_logit(&mut run, prompt, &want, index);
             println!("prompt {index}, {kv:?}: max |Δlogit| = {worst:.3}");
             // What 8-bit activations add to 8-bit weights, on logits of up to 20.
-            assert!(worst < 3.0, "prompt {index}, {kv:?}: {worst}");
+            assert!(worst < 2.0, "prompt {index}, {kv:?}: {worst}");
             // Where two tokens are nearly as likely, coarser keys and values may choose the other.
             if kv == KvType::F16 {
                 let answer = answer(&mut run, prompt);
