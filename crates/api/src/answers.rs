@@ -10,6 +10,7 @@ use sedge_engine::{Event, FinishReason, Request};
 use crate::app::App;
 use crate::error::{ApiError, Origin};
 use crate::openai::response::Usage;
+use crate::server::ServedModel;
 
 type Events = Pin<Box<dyn Stream<Item = (usize, Event)> + Send>>;
 
@@ -20,6 +21,18 @@ pub(crate) struct Answers {
     events: SelectAll<Events>,
     /// When each answer's last token came.
     last: Vec<Option<Instant>>,
+}
+
+/// Refuses more answers than the queue can ever hold; `field` asks for so many.
+pub(crate) fn must_queue(model: &ServedModel, answers: usize, field: &str) -> Result<(), ApiError> {
+    let most = model.engine.max_waiting();
+    if answers <= most {
+        return Ok(());
+    }
+    let message = format!(
+        "'{field}' asks for {answers} answers; at most {most} requests wait at this server (--max-waiting)."
+    );
+    Err(ApiError::invalid(field, message))
 }
 
 impl Answers {

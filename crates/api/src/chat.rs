@@ -10,7 +10,7 @@ use futures_util::stream::unfold;
 use sedge_engine::{Event, Finish, TokenEvent};
 use sedge_formats::tokenizer::Tokenizer;
 
-use crate::answers::Answers;
+use crate::answers::{Answers, must_queue};
 use crate::app::{App, aside};
 use crate::error::{ApiError, Origin};
 use crate::openai::chat::ChatRequest;
@@ -59,6 +59,8 @@ struct Chat {
 impl Chat {
     fn start(app: Arc<App>, model: usize, mut request: ChatRequest) -> Result<Chat, ApiError> {
         let served = &app.models[model];
+        let n = request.options.n;
+        must_queue(served, n, "n")?;
         let prompt = prompt::of_chat(served, &request)?;
         prompt::must_fit(served, &prompt, request.max_tokens, "messages")?;
         let format = request.format.take();
@@ -67,7 +69,6 @@ impl Chat {
             prompt: "messages",
             constraint: format.as_ref().map_or("", |format| format.field),
         };
-        let n = request.options.n;
         let requests = (0..n).map(|choice| sedge_engine::Request {
             max_tokens: request.max_tokens,
             logprobs: request.logprobs,

@@ -10,7 +10,7 @@ use futures_util::stream::unfold;
 use sedge_engine::{Event, Finish, Logprob, TokenEvent};
 use sedge_formats::tokenizer::Tokenizer;
 
-use crate::answers::Answers;
+use crate::answers::{Answers, must_queue};
 use crate::app::{App, aside};
 use crate::chat::FINGERPRINT;
 use crate::error::{ApiError, Origin};
@@ -83,6 +83,8 @@ impl Completion {
         let served = &app.models[model];
         let tokenizer = served.tokenizer.clone();
         let n = request.options.n;
+        let field = if n > 1 { "n" } else { "prompt" };
+        must_queue(served, request.prompts.len() * n, field)?;
         let scored = request.echo && request.logprobs.is_some();
         let format = request.format.as_ref();
         let origin = Origin {

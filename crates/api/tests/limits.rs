@@ -303,7 +303,7 @@ fn only_configured_origins_may_read_answers() {
 fn a_full_queue_says_when_to_come_back() {
     let limits = EngineConfig {
         max_running: 1,
-        max_waiting: 1,
+        max_waiting: 3,
         token_budget: 64,
     };
     let server = TestServer::with(config(), limits);
@@ -312,15 +312,35 @@ fn a_full_queue_says_when_to_come_back() {
     server.wait_for(|stats| stats.running == 1);
     let waiting = server.stream(CHAT, &streamed("b"));
     server.wait_for(|stats| stats.waiting == 1);
-    let reply = server.post(CHAT, &chat("c"));
-    assert_eq!(reply.error(), (429, Value::Null, json!("queue_full")));
-    assert!(reply.header("retry-after").unwrap().parse::<u64>().unwrap() >= 1);
     // Several answers of which not all fit are none at all.
-    let mut several = chat("d");
+    let mut several = chat("c");
     several["n"] = 3.into();
     assert_eq!(server.post(CHAT, &several).status, 429);
+    let reply = server.post(CHAT, &chat("d"));
+    assert_eq!(reply.error(), (429, Value::Null, json!("queue_full")));
+    assert!(reply.header("retry-after").unwrap().parse::<u64>().unwrap() >= 1);
     server.gate.open();
     assert!(!running.rest().is_empty() && !waiting.rest().is_empty());
+}
+
+#[test]
+fn more_answers_than_may_ever_wait_are_not_asked_for_again() {
+    let limits = EngineConfig {
+        max_waiting: 2,
+        ..EngineConfig::default()
+    };
+    let server = TestServer::with(config(), limits);
+    let mut request = chat("a");
+    request["n"] = 3.into();
+    let reply = server.post(CHAT, &request);
+    assert_eq!(reply.error(), (400, json!("n"), json!("invalid_value")));
+    let message = reply.json()["error"]["message"].to_string();
+    assert!(message.contains('3') && message.contains('2'), "{message}");
+    let texts = "/v1/completions";
+    let request = json!({"prompt": ["a", "b"], "n": 2});
+    assert_eq!(server.post(texts, &request).error().1, "n");
+    let request = json!({"prompt": ["a", "b", "c"]});
+    assert_eq!(server.post(texts, &request).error().1, "prompt");
 }
 
 #[test]

@@ -132,6 +132,11 @@ impl Engine {
         self.0.submit(request)
     }
 
+    /// Most requests that wait at once.
+    pub fn max_waiting(&self) -> usize {
+        self.0.shared.max_waiting()
+    }
+
     /// Counters now.
     pub fn stats(&self) -> EngineStats {
         self.0.shared.stats()

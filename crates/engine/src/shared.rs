@@ -90,6 +90,10 @@ impl Shared {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn max_waiting(&self) -> usize {
+        self.max_waiting
+    }
+
     /// Whether a request would be taken now.
     pub(crate) fn admits(&self) -> Result<(), SubmitError> {
         self.check_door(&self.lock())
