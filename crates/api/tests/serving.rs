@@ -233,6 +233,16 @@ fn calls_are_found_in_an_answer() {
         assert!(!content(&events, 0).contains("weather"));
     }
 
+    // Text that a stop text may begin with stays before the call that it was written before.
+    let text = "So be it\u{4}[{\"name\": \"weather\", \"arguments\": {\"city\": \"Rome\"}}]";
+    let fields = json!({"tools": tools(), "stop": "it is"});
+    let choice = server.post(CHAT, &chat(text, fields)).ok()["choices"][0].clone();
+    assert_eq!(choice["message"]["content"], "So be it");
+    assert_eq!(
+        choice["message"]["tool_calls"][0]["function"]["name"],
+        "weather"
+    );
+
     // Two calls where one is allowed; and no calls where none is.
     let two = format!("{}{}", &call[11..], &call[11..]);
     let answer = server

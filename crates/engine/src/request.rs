@@ -75,7 +75,8 @@ pub struct Request {
     pub max_tokens: Option<usize>,
     /// How tokens are chosen.
     pub sampling: Sampling,
-    /// The answer ends before any of these texts; they are not part of it.
+    /// The answer ends before any of these texts; they are not part of it. A control token
+    /// within such a text keeps it from being one.
     pub stop: Vec<String>,
     /// The answer ends at any of these tokens, besides the model's own.
     pub stop_tokens: Vec<u32>,

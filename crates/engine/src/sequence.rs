@@ -327,7 +327,11 @@ impl Answer {
             (Some(stream), Some(tokenizer)) => stream.push(tokenizer, id),
             _ => String::new(),
         };
-        let (text, mut stopped) = self.stop.push(text);
+        let (text, mut stopped) = match tokenizer.is_some_and(|t| t.is_special(id)) {
+            // A control token has no text, but a place: what is held back came before it.
+            true => (self.stop.finish(), false),
+            false => self.stop.push(text),
+        };
         if stopped {
             self.stream = None; // what may be left of a character comes after the stop text
         } else if let Some(grammar) = &mut self.grammar {

@@ -618,6 +618,28 @@ fn constrained_answers_are_valid_also_when_preempted() {
 }
 
 #[test]
+fn a_control_token_comes_after_the_text_before_it() {
+    let mut rig = Rig::texts(&["a", "b"], EngineConfig::default());
+    let mut request = greedy(vec![PIECES], 24);
+    // 1 is a control token.
+    request.sampling.logit_bias = [1, PIECES, PIECES + 1].map(|id| (id, 50.0)).to_vec();
+    request.stop = vec!["ab!".into()];
+    let events = rig.run(request);
+    let mut pieces = events.iter().filter_map(|event| match event {
+        Event::Token(token) => Some((token.id, token.text.len())),
+        _ => None,
+    });
+    let (mut written, mut shown, mut controls) = (0, 0, 0);
+    assert!(pieces.all(|(id, len)| {
+        written += usize::from(id != 1);
+        shown += len;
+        controls += usize::from(id == 1);
+        id != 1 || shown == written
+    }));
+    assert!(controls > 0 && written > controls, "{events:?}");
+}
+
+#[test]
 fn without_a_tokenizer_texts_are_refused() {
     let rig = rig(8);
     let stop = Request {
