@@ -5,7 +5,7 @@ use sedge_formats::tokenizer::Tokenizer;
 use serde_json::{Map, Value, json};
 
 use crate::error::ApiError;
-use crate::openai::chat::{ChatRequest, Message, PastCall};
+use crate::openai::chat::{ChatRequest, Message, PastCall, Role};
 use crate::openai::completions::Prompt;
 use crate::openai::tools::{Tool, ToolChoice};
 use crate::server::ServedModel;
@@ -59,16 +59,53 @@ pub(crate) fn of_input(tokenizer: &Tokenizer, prompt: &Prompt) -> Vec<u32> {
     }
 }
 
-/// Renders the chat; the template gets the tools in its own way or, if it has none, in words.
+/// Renders the chat. Where a template refuses results of tools in a row, because its roles must
+/// alternate, they go into one message.
 fn render(template: &ChatTemplate, chat: &ChatRequest) -> Result<String, TemplateError> {
+    let refused = match render_messages(template, chat, &chat.messages) {
+        Err(error @ TemplateError::Refused(_)) => error,
+        rendered => return rendered,
+    };
+    let between = match template.supports_tools() {
+        true => "\n",
+        false => describe::BETWEEN_RESULTS,
+    };
+    let merged = merge_results(&chat.messages, between);
+    if merged.len() == chat.messages.len() {
+        return Err(refused);
+    }
+    render_messages(template, chat, &merged).map_err(|_| refused)
+}
+
+/// Results in a row as one message with the first one's id.
+fn merge_results(messages: &[Message], between: &str) -> Vec<Message> {
+    let mut merged: Vec<Message> = Vec::with_capacity(messages.len());
+    for message in messages {
+        match merged.last_mut() {
+            Some(last) if last.role == Role::Tool && message.role == Role::Tool => {
+                last.text.push_str(between);
+                last.text.push_str(&message.text);
+            }
+            _ => merged.push(message.clone()),
+        }
+    }
+    merged
+}
+
+/// Renders messages; the template gets the tools in its own way or, if it has none, in words.
+fn render_messages(
+    template: &ChatTemplate,
+    chat: &ChatRequest,
+    messages: &[Message],
+) -> Result<String, TemplateError> {
     let offered: &[Tool] = match chat.tool_choice {
         ToolChoice::None => &[],
         _ => &chat.tools,
     };
     let (messages, tools) = if template.supports_tools() {
-        (chat.messages.clone(), offered)
+        (messages.to_vec(), offered)
     } else {
-        (describe::in_words(&chat.messages, offered), &[][..])
+        (describe::in_words(messages, offered), &[][..])
     };
     template.render(&ChatInput {
         messages: messages.iter().map(value).collect(),
@@ -149,6 +186,44 @@ mod tests {
             text.contains("<|user|><tool_response>\n42\n</tool_response>"),
             "{text}"
         );
+    }
+
+    /// Refuses two messages of one side in a row.
+    const ALTERNATES: &str = "{% for m in messages %}{% if m.role != 'system' %}\
+        {% if (m.role == 'assistant') == (loop.index is odd) %}{{ raise_exception('roles must alternate') }}{% endif %}\
+        <|{{ m.role }}{% if m.tool_call_id %} {{ m.tool_call_id }}{% endif %}|>{{ m.content }}{% endif %}{% endfor %}";
+
+    fn two_results() -> Value {
+        let call = |id| json!({"id": id, "type": "function", "function": {"name": "f", "arguments": "{}"}});
+        json!({"messages": [
+            {"role": "user", "content": "hi"},
+            {"role": "assistant", "content": "", "tool_calls": [call("call_1"), call("call_2")]},
+            {"role": "tool", "tool_call_id": "call_1", "content": "one"},
+            {"role": "tool", "tool_call_id": "call_2", "content": "two"},
+        ]})
+    }
+
+    #[test]
+    fn results_in_a_row_become_one_message_where_roles_must_alternate() {
+        let text = rendered(ALTERNATES, two_results()).unwrap();
+        let results = "<|user|><tool_response>\none\n</tool_response>\n<tool_response>\ntwo\n</tool_response>";
+        assert!(text.ends_with(results), "{text}");
+
+        let with_tools = format!("{{# tools #}}{ALTERNATES}");
+        let text = rendered(&with_tools, two_results()).unwrap();
+        assert!(text.ends_with("<|tool call_1|>one\ntwo"), "{text}");
+
+        // Elsewhere they stay apart.
+        let plain = "{# tools #}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}";
+        let text = rendered(plain, two_results()).unwrap();
+        assert!(text.ends_with("<|tool|>one<|tool|>two"), "{text}");
+
+        // What still does not alternate is refused in the template's words.
+        let mut request = two_results();
+        let messages = request["messages"].as_array_mut().unwrap();
+        messages.push(json!({"role": "user", "content": "and?"}));
+        let error = rendered(ALTERNATES, request).unwrap_err();
+        assert!(error.to_string().contains("must alternate"), "{error}");
     }
 
     #[test]

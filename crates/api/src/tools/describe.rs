@@ -6,6 +6,9 @@ use serde_json::{Value, json};
 use crate::openai::chat::{Message, PastCall, Role};
 use crate::openai::tools::Tool;
 
+/// Between the texts of two results that one message holds.
+pub(crate) const BETWEEN_RESULTS: &str = "\n</tool_response>\n<tool_response>\n";
+
 /// The conversation in system, user and assistant messages alone: the functions are described in
 /// the system message, calls stand in `<tool_call>` tags, results in `<tool_response>` tags.
 pub(crate) fn in_words(messages: &[Message], tools: &[Tool]) -> Vec<Message> {
