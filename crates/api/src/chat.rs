@@ -18,7 +18,7 @@ use crate::openai::response::{
     CalledFunction, ChatChoice, ChatChunkChoice, ChatDelta, ChatLogprobs, ChatMessage, Envelope,
     Reply, ToolCall, Usage,
 };
-use crate::openai::tools::ToolChoice;
+use crate::openai::tools::{Tool, ToolChoice};
 use crate::tools::force;
 use crate::tools::parse::{CONTROL_TOKENS, Piece, ToolStream};
 use crate::{body, ids, logprobs, prompt, sse};
@@ -89,7 +89,8 @@ impl Chat {
         };
         let tokenizer = served.tokenizer.clone();
         let answers = Answers::submit(app, model, requests, origin)?;
-        let choices = (0..n).map(|_| Choice::new(&request)).collect();
+        let tools: Arc<[Tool]> = std::mem::take(&mut request.tools).into();
+        let choices = (0..n).map(|_| Choice::new(&request, &tools)).collect();
         Ok(Chat {
             answers,
             choices,
@@ -178,10 +179,10 @@ struct Part {
 }
 
 impl Choice {
-    fn new(request: &ChatRequest) -> Choice {
+    fn new(request: &ChatRequest, tools: &Arc<[Tool]>) -> Choice {
         let stream = match request.tool_choice {
             ToolChoice::None => ToolStream::text(),
-            _ => ToolStream::auto(request.tools.iter().map(|tool| tool.name.clone()).collect()),
+            _ => ToolStream::auto(tools.clone()),
         };
         let most_calls = if request.parallel_tool_calls {
             usize::MAX

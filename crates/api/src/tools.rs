@@ -4,3 +4,4 @@
 pub(crate) mod describe;
 pub(crate) mod force;
 pub(crate) mod parse;
+mod xml;

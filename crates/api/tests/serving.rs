@@ -243,6 +243,16 @@ fn calls_are_found_in_an_answer() {
         "weather"
     );
 
+    // As XML, with the types that the tool's schema has.
+    let typed = json!([{"type": "function", "function": {"name": "weather", "parameters": {
+        "type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}}}]);
+    let text = "<tool_call>\n<function=weather>\n<parameter=city>\n8\n</parameter>\n<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>";
+    let answer = server.post(CHAT, &chat(text, json!({"tools": typed}))).ok();
+    assert_eq!(
+        answer["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"],
+        "{\"city\":\"8\",\"days\":3}"
+    );
+
     // Two calls where one is allowed; and no calls where none is.
     let two = format!("{}{}", &call[11..], &call[11..]);
     let answer = server

@@ -124,7 +124,7 @@ mod tests {
             ..message(Role::Assistant, "Let me see.".into())
         };
         let told = in_words(&[past], &[]);
-        let mut stream = ToolStream::auto(vec!["f".into()]);
+        let mut stream = ToolStream::auto([tool()].into());
         let mut pieces = stream.push(&told[0].text);
         pieces.extend(stream.finish());
         let call = Piece::Call {

@@ -6,11 +6,17 @@
 //! | model family | text |
 //! |---|---|
 //! | Hermes, Qwen, SmolLM3, and what [`super::describe`] asks for | `<tool_call>{…}</tool_call>` |
+//! | Qwen3-Coder | `<tool_call><function=name><parameter=key>value</parameter></function></tool_call>` |
 //! | Mistral | `[TOOL_CALLS][{…}, …]`, or `[TOOL_CALLS]name[ARGS]{arguments}` |
 //! | Llama 3.1 and later | `<|python_tag|>{…}; {…}` |
 //! | Llama 3.2, forced calls | `{…}` or `[{…}, …]` as the whole answer, if the name is a tool's |
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
+
+use super::xml;
+use crate::openai::tools::Tool;
 
 /// A piece of an answer.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,7 +47,7 @@ pub(crate) const CONTROL_TOKENS: [&str; 5] =
 #[derive(Debug)]
 pub(crate) struct ToolStream {
     /// Functions that there are; empty when calls are not looked for.
-    tools: Vec<String>,
+    tools: Arc<[Tool]>,
     /// What the buffer's text is part of.
     state: State,
     /// Text that may yet become a call.
@@ -67,11 +73,11 @@ enum State {
 impl ToolStream {
     /// Lets all text through.
     pub(crate) fn text() -> ToolStream {
-        ToolStream::auto(Vec::new())
+        ToolStream::auto(Vec::new().into())
     }
 
     /// Looks for calls of these functions.
-    pub(crate) fn auto(tools: Vec<String>) -> ToolStream {
+    pub(crate) fn auto(tools: Arc<[Tool]>) -> ToolStream {
         ToolStream {
             tools,
             state: State::Text,
@@ -196,10 +202,10 @@ impl ToolStream {
     /// The text between an opener and its end, or the answer's: calls, or text after all.
     fn close(&mut self, inside: &str, opener: &str, end: &str, out: &mut Vec<Piece>) {
         self.begun = true;
-        let found = if opener == MISTRAL {
-            named_calls(inside).or_else(|| calls(inside))
-        } else {
-            calls(inside)
+        let found = match opener {
+            MISTRAL => named_calls(inside).or_else(|| calls(inside)),
+            HERMES => calls(inside).or_else(|| xml::calls(inside, &self.tools)),
+            _ => calls(inside),
         };
         match found {
             Some(calls) => {
@@ -214,7 +220,7 @@ impl ToolStream {
     }
 
     fn knows(&self, piece: &Piece) -> bool {
-        matches!(piece, Piece::Call { name, .. } if self.tools.iter().any(|tool| tool == name))
+        matches!(piece, Piece::Call { name, .. } if self.tools.iter().any(|tool| tool.name == *name))
     }
 }
 
@@ -328,11 +334,22 @@ fn call(value: Value) -> Option<Piece> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::json;
 
     use super::*;
 
+    fn tools(names: &[&str]) -> Arc<[Tool]> {
+        let parameters = json!({"type": "object", "properties": {"n": {"type": "integer"}}});
+        let tool = |name: &&str| Tool {
+            name: name.to_string(),
+            parameters: parameters.clone(),
+            json: Value::Null,
+        };
+        names.iter().map(tool).collect()
+    }
+
     fn read(pieces: &[&str]) -> Vec<Piece> {
-        let mut stream = ToolStream::auto(vec!["f".into(), "g".into()]);
+        let mut stream = ToolStream::auto(tools(&["f", "g"]));
         let mut out: Vec<Piece> = pieces.iter().flat_map(|piece| stream.push(piece)).collect();
         out.extend(stream.finish());
         joined(out)
@@ -383,6 +400,15 @@ mod tests {
             ),
             (format!("<tool_call>{CALL}</tool_call> done "), vec![f(ARGUMENTS), text("done ")]),
             (format!("<tool_call>{CALL}"), vec![f(ARGUMENTS)]),
+            (
+                "Now.\n<tool_call>\n<function=f>\n<parameter=n>\n1\n</parameter>\n</function>\n</tool_call>".into(),
+                vec![text("Now."), f("{\"n\":1}")],
+            ),
+            (
+                "<tool_call><function=f></function></tool_call>\n<tool_call><function=g></function></tool_call>".into(),
+                vec![f("{}"), g("{}")],
+            ),
+            ("<tool_call><function=f>".into(), vec![text("<tool_call><function=f>")]),
             ("<tool_call>oh no</tool_call> x".into(), vec![text("<tool_call>oh no</tool_call> x")]),
             ("<tool_call>{\"name\": \"f\"".into(), vec![text("<tool_call>{\"name\": \"f\"")]),
             (format!("[TOOL_CALLS][{CALL}]"), vec![f(ARGUMENTS)]),
@@ -414,11 +440,11 @@ mod tests {
 
     #[test]
     fn text_is_not_held_back_longer_than_needed() {
-        let mut stream = ToolStream::auto(vec!["f".into()]);
+        let mut stream = ToolStream::auto(tools(&["f"]));
         assert_eq!(stream.push("Hello"), [text("Hello")]);
         assert_eq!(stream.push(" <"), []);
         assert_eq!(stream.push("b> "), [text(" <b>")]);
-        let mut stream = ToolStream::auto(vec!["f".into()]);
+        let mut stream = ToolStream::auto(tools(&["f"]));
         assert_eq!(stream.push("{\"n"), []);
         assert_eq!(stream.push("o"), [text("{\"no")]);
     }
@@ -432,7 +458,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn cutting_the_text_changes_nothing(which in 0..22usize, cuts in prop::collection::vec(0..80usize, 0..8)) {
+        fn cutting_the_text_changes_nothing(which in 0..25usize, cuts in prop::collection::vec(0..80usize, 0..8)) {
             let (answer, pieces) = &answers()[which];
             prop_assert_eq!(&read_cut(answer, cuts), pieces);
         }
@@ -441,7 +467,7 @@ mod tests {
         fn cutting_any_text_changes_nothing(
             parts in prop::collection::vec(prop::sample::select(vec![
                 "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "{\"name\": \"f\"", ", ",
-                "\"arguments\": {}", "}", "[", "]", " ", "\n", "<", "ä", "word", "{", "f",
+                "\"arguments\": {}", "<function=f>", "</function>", "<parameter=n>", "</parameter>", "}", "[", "]", " ", "\n", "<", "ä", "word", "{", "f",
             ]), 0..12),
             cuts in prop::collection::vec(0..120usize, 0..8),
         ) {
