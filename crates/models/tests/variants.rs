@@ -7,6 +7,7 @@ use std::path::Path;
 use common::{Run, folder, golden};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
+use sedge_formats::gguf::{Gguf, Value};
 use sedge_kernels::{KvType, Team};
 use sedge_models::config::Pooling;
 use sedge_models::{convert, open};
@@ -67,6 +68,41 @@ fn biases_of_queries_and_keys_are_converted_with_their_rows() {
     let after = Run::of(open(&file).unwrap(), KvType::F32).logits(&ids, ids.len());
     for (a, b) in before.iter().zip(&after) {
         assert!((a - b).abs() <= 1e-4);
+    }
+}
+
+/// YaRN as published for Qwen2.5, with a magnitude of its own or without.
+fn yarn(text: String, factor: &str) -> String {
+    let yarn = format!(
+        r#""rope_parameters": {{"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0,
+            "original_max_position_embeddings": 64{factor}}}, "was": {{"#
+    );
+    text.replace("\"rope_parameters\": {", &yarn)
+}
+
+#[test]
+fn yarn_in_a_gguf_file_multiplies_the_usual_magnitude_as_llama_cpp_does() {
+    let usual = 0.1 * 4f32.ln() + 1.0;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("out.gguf");
+    for (stated, magnitude, written) in [
+        ("", usual, None),
+        (", \"attention_factor\": 1.0", 1.0, Some(1.0 / usual)),
+        (", \"attention_factor\": 2.0", 2.0, Some(2.0 / usual)),
+    ] {
+        variant("qwen2", dir.path(), |text| yarn(text, stated), |all| all);
+        let before = open(dir.path()).unwrap();
+        let rope = before.model.config().ropes[0].clone();
+        assert!((rope.magnitude - magnitude).abs() < 1e-6);
+        convert(dir.path(), &file, None, &Team::new(1), &mut |_| {}).unwrap();
+        let gguf = Gguf::open(&file).unwrap();
+        let factor = gguf.get("qwen2.rope.scaling.attn_factor");
+        let factor = factor.and_then(Value::as_f64).map(|f| f as f32);
+        assert_eq!(factor.is_some(), written.is_some());
+        assert!((factor.unwrap_or(1.0) - written.unwrap_or(1.0)).abs() < 1e-6);
+        let after = open(&file).unwrap().model.config().ropes[0].clone();
+        assert!((after.magnitude - magnitude).abs() < 1e-6);
+        assert_eq!(after.frequencies, rope.frequencies);
     }
 }
 

@@ -305,11 +305,15 @@ impl Reader<'_> {
                 magnitude: magnitude.unwrap_or(1.0),
             },
             (None, Some("yarn"), Some(factor)) => {
-                // llama.cpp stores 0.1 · mscale_all_dim, which both of DeepSeek's magnitudes equal.
-                let mscale = self
-                    .maybe_number("rope.scaling.yarn_log_multiplier")?
-                    .unwrap_or(0.0)
-                    * 10.0;
+                // llama.cpp stores 0.1 · mscale_all_dim, which both of DeepSeek's magnitudes equal,
+                // and reads the key for this architecture alone.
+                let mscale = match self.architecture {
+                    Architecture::DeepseekV2 => {
+                        let stored = self.maybe_number("rope.scaling.yarn_log_multiplier")?;
+                        stored.unwrap_or(0.0) * 10.0
+                    }
+                    _ => 0.0,
+                };
                 RopeScaling::Yarn {
                     factor,
                     original,
@@ -319,7 +323,9 @@ impl Reader<'_> {
                     beta_fast: self
                         .maybe_number("rope.scaling.yarn_beta_fast")?
                         .unwrap_or(32.0),
-                    attention_factor: magnitude,
+                    // `attn_factor` multiplies the usual magnitude. `yarn_attn_factor` is left
+                    // unread: llama.cpp replaces it by that magnitude.
+                    attention_factor: magnitude.map(|m| m * usual_magnitude(factor, mscale)),
                     mscale,
                     mscale_all_dim: mscale,
                 }
@@ -600,7 +606,6 @@ pub fn to_gguf(config: &Config) -> IndexMap<String, Value> {
                 original,
                 beta_slow,
                 beta_fast,
-                attention_factor,
                 mscale_all_dim,
                 ..
             } => {
@@ -612,12 +617,16 @@ pub fn to_gguf(config: &Config) -> IndexMap<String, Value> {
                 );
                 put("rope.scaling.yarn_beta_slow", number(*beta_slow));
                 put("rope.scaling.yarn_beta_fast", number(*beta_fast));
-                put(
-                    "rope.scaling.yarn_log_multiplier",
-                    number(mscale_all_dim * 0.1),
-                );
-                if let Some(factor) = attention_factor {
-                    put("rope.scaling.attn_factor", number(*factor));
+                let mscale = match config.architecture {
+                    DeepseekV2 => *mscale_all_dim,
+                    _ => 0.0,
+                };
+                if mscale != 0.0 {
+                    put("rope.scaling.yarn_log_multiplier", number(mscale * 0.1));
+                }
+                let share = f64::from(rope.magnitude) / usual_magnitude(*factor, mscale);
+                if (share - 1.0).abs() > 1e-6 {
+                    put("rope.scaling.attn_factor", number(share));
                 }
             }
         }
@@ -626,6 +635,15 @@ pub fn to_gguf(config: &Config) -> IndexMap<String, Value> {
         put("rope.freq_base_swa", number(rope.stated.base));
     }
     out
+}
+
+/// The magnitude that llama.cpp gives sine and cosine with YaRN, `attn_factor` apart: the paper's,
+/// or none where DeepSeek's two magnitudes cancel each other.
+fn usual_magnitude(factor: f64, mscale: f64) -> f64 {
+    match mscale > 0.0 {
+        true => 1.0,
+        false => yarn_magnitude(factor, 1.0),
+    }
 }
 
 /// The divisors of the frequencies that metadata cannot say: the tensor `rope_freqs.weight`.
