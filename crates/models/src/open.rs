@@ -13,7 +13,7 @@ use crate::batch::{Batch, Outputs};
 use crate::config::{self, Config, ConfigError, Pooling};
 use crate::decoder::{Decoder, Scratch};
 use crate::encoder::{Encoder, EncoderScratch};
-use crate::tensors::{TensorError, Tensors};
+use crate::tensors::{TensorError, Tensors, of_a_tower};
 
 /// Why a checkpoint could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -146,6 +146,8 @@ pub struct Info {
     pub bytes: u64,
     /// Tensors in the order of the checkpoint.
     pub tensors: Vec<TensorFact>,
+    /// How many of them nothing is computed with: those of a vision tower.
+    pub left_out: usize,
 }
 
 /// An opened checkpoint.
@@ -344,12 +346,14 @@ fn info(name: String, container: &'static str, tensors: Vec<TensorFact>) -> Info
         .map(|t| t.shape.iter().product::<usize>() as u64)
         .sum();
     let bytes = tensors.iter().map(|t| t.bytes).sum();
+    let left_out = tensors.iter().filter(|t| of_a_tower(&t.name)).count();
     Info {
         name,
         container,
         parameters,
         bytes,
         tensors,
+        left_out,
     }
 }
 

@@ -131,9 +131,7 @@ impl Tensors {
                     each[index] = Some(stored);
                 }
                 // The towers of a vision-language checkpoint are not the text model's.
-                None if ["vision_tower.", "multi_modal_projector."]
-                    .iter()
-                    .any(|part| original.contains(part)) => {}
+                None if of_a_tower(original) => {}
                 None => {
                     let name = original.strip_prefix("bert.").unwrap_or(original);
                     map.insert(name.to_string(), stored);
@@ -345,6 +343,13 @@ impl Stored {
             self.pieces = vec![bytes.into()];
         }
     }
+}
+
+/// Whether a tensor is of a part that turns pictures into what a text model reads.
+pub(crate) fn of_a_tower(original: &str) -> bool {
+    ["vision_tower.", "multi_modal_projector."]
+        .iter()
+        .any(|part| original.contains(part))
 }
 
 enum Name {

@@ -9,7 +9,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use sedge_formats::gguf::{Gguf, Value};
 use sedge_kernels::{KvType, Team};
-use sedge_models::config::Pooling;
+use sedge_models::config::{Pooling, RopeScaling, from_hf};
 use sedge_models::{convert, open};
 
 type Tensors = Vec<(String, Vec<usize>, Vec<u8>)>;
@@ -148,6 +148,84 @@ fn a_tower_beside_the_text_model_is_left_alone_and_a_stray_weight_is_refused() {
         .unwrap_err()
         .to_string();
     assert!(error.contains("sinks"), "{error}");
+}
+
+/// The configuration that is published with gemma-3-4b-it, but for the towers' own keys.
+const GEMMA_3_4B: &str = r#"{
+    "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3",
+    "text_config": {"hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text",
+        "num_hidden_layers": 34, "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024},
+    "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"}
+}"#;
+
+#[test]
+fn what_gemma_3_leaves_unsaid_is_what_its_library_has() {
+    let config = from_hf(GEMMA_3_4B).unwrap();
+    assert_eq!((config.vocab, config.context), (262_208, 131_072));
+    assert_eq!(
+        (config.heads, config.kv_heads, config.head_dim),
+        (8, 4, 256)
+    );
+    assert_eq!((config.norm_eps, config.attention_scale), (1e-6, 0.0625));
+    assert_eq!(config.ropes[0].stated.base, 1e6);
+    assert_eq!(
+        config.ropes[0].stated.scaling,
+        RopeScaling::Linear { factor: 8.0 }
+    );
+    assert_eq!(config.ropes[1].stated.base, 1e4);
+    let windows: Vec<_> = config.layers[..7].iter().map(|l| l.window).collect();
+    let near = Some(1024);
+    assert_eq!(windows, [near, near, near, near, near, None, near]);
+
+    // A null is said: no window. And no other architecture's keys are guessed.
+    let text = GEMMA_3_4B.replace(": 1024", ": null");
+    assert!(
+        from_hf(&text)
+            .unwrap()
+            .layers
+            .iter()
+            .all(|l| l.window.is_none())
+    );
+    let text = GEMMA_3_4B.replace("gemma3_text", "gemma2");
+    let error = from_hf(&text).unwrap_err().to_string();
+    assert_eq!(error, "num_attention_heads is missing");
+    let text = GEMMA_3_4B.replace("\"model_type\": \"gemma3_text\",", "");
+    assert_eq!(from_hf(&text).unwrap(), config);
+}
+
+#[test]
+fn the_language_model_of_a_vision_language_folder_is_the_same_model() {
+    let ids = golden("gemma3").ids("input_ids");
+    let plain = Run::open("gemma3", KvType::F32).logits(&ids, ids.len());
+    for (prefix, head) in [
+        ("language_model.model.", "language_model.lm_head.weight"),
+        ("model.language_model.", "lm_head.weight"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        variant(
+            "gemma3",
+            dir.path(),
+            |text| format!("{{\"model_type\": \"gemma3\", \"text_config\": {text}}}"),
+            |all| {
+                let mut all: Tensors = all
+                    .into_iter()
+                    .map(|(name, shape, data)| match name.strip_prefix("model.") {
+                        Some(rest) => (format!("{prefix}{rest}"), shape, data),
+                        None => (head.to_string(), shape, data),
+                    })
+                    .collect();
+                for tower in ["vision_tower.a", "model.multi_modal_projector.b"] {
+                    all.push((tower.into(), vec![4], values(1, 4)));
+                }
+                all
+            },
+        );
+        let opened = open(dir.path()).unwrap();
+        assert_eq!(opened.info.left_out, 2);
+        let logits = Run::of(opened, KvType::F32).logits(&ids, ids.len());
+        assert_eq!(logits, plain);
+    }
 }
 
 #[test]

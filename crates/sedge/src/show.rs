@@ -83,6 +83,13 @@ fn as_text(name: &str, opened: &Opened, tensors: bool) -> String {
         .map(|(name, s)| format!("{name} × {} ({})", s.tensors, Bytes(s.bytes)))
         .collect();
     line("tensor types", types.join(", "));
+    if info.left_out > 0 {
+        let note = format!(
+            "{} tensors of a vision tower: only text is read",
+            info.left_out
+        );
+        line("left out", note);
+    }
     line("context", format!("{} tokens", config.context));
     for (key, value) in shape(config) {
         line(key, value.to_string());
@@ -122,6 +129,7 @@ fn as_json(name: &str, opened: &Opened, tensors: bool) -> Value {
         "parameters": info.parameters,
         "bytes": info.bytes,
         "tensor_types": types,
+        "left_out": info.left_out,
         "context": config.context,
     });
     for (key, value) in shape(config) {

@@ -1,5 +1,7 @@
 //! Configurations from Hugging Face's `config.json`, of transformers 4 and 5.
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Value};
 
 use super::{
@@ -21,19 +23,52 @@ pub fn from_hf(text: &str) -> Result<Config, ConfigError> {
     let model_type = Keys(root).string("model_type")?;
     // A text model inside a vision-language checkpoint keeps its keys one level down.
     let (root, model_type) = match root.get("text_config").and_then(Value::as_object) {
-        Some(text) => (text, Keys(text).string("model_type").unwrap_or(model_type)),
+        Some(text) => {
+            let default = match model_type {
+                "gemma3" => "gemma3_text",
+                other => other,
+            };
+            (text, Keys(text).string("model_type").unwrap_or(default))
+        }
         None => (root, model_type),
     };
     let architecture =
         Architecture::from_model_type(model_type).ok_or_else(|| ConfigError::Architecture {
             found: model_type.into(),
         })?;
+    let root = match architecture {
+        Architecture::Gemma3 => Cow::Owned(with_gemma3_defaults(root)),
+        _ => Cow::Borrowed(root),
+    };
     Reader {
         architecture,
-        keys: Keys(root),
+        keys: Keys(&root),
     }
     .config()?
     .validate()
+}
+
+/// Adds what published folders leave out because it equals the defaults of transformers'
+/// `Gemma3TextConfig`. The other architectures' folders are whole.
+fn with_gemma3_defaults(root: &Map<String, Value>) -> Map<String, Value> {
+    let mut all = root.clone();
+    for (key, value) in [
+        ("vocab_size", Value::from(262_208)),
+        ("hidden_size", 2304.into()),
+        ("intermediate_size", 9216.into()),
+        ("num_hidden_layers", 26.into()),
+        ("num_attention_heads", 8.into()),
+        ("num_key_value_heads", 4.into()),
+        ("head_dim", 256.into()),
+        ("max_position_embeddings", 131_072.into()),
+        ("rms_norm_eps", 1e-6.into()),
+        ("rope_theta", 1e6.into()),
+        ("query_pre_attn_scalar", 256.into()),
+        ("sliding_window", 4096.into()),
+    ] {
+        all.entry(key).or_insert(value);
+    }
+    all
 }
 
 struct Reader<'a> {
