@@ -4,8 +4,8 @@
 mod gguf;
 mod hf;
 
-pub(crate) use gguf::rope_freqs;
 pub use gguf::{from_gguf, to_gguf};
+pub(crate) use gguf::{rope_factors, rope_freqs};
 pub use hf::from_hf;
 
 use sedge_kernels::{KvShape, RopeStyle};
@@ -104,10 +104,22 @@ pub enum RopeScaling {
         /// DeepSeek's `mscale_all_dim`; also scales the scores.
         mscale_all_dim: f64,
     },
-    /// A divisor for each frequency (LongRoPE, or a GGUF file's `rope_freqs`).
+    /// A divisor for each frequency (a GGUF file's `rope_freqs`).
     Factors {
         /// Divisors.
         factors: Vec<f32>,
+        /// Multiplies sine and cosine.
+        magnitude: f64,
+    },
+    /// LongRoPE (Ding et al. 2024): a divisor for each frequency, of two sets the one that suits
+    /// the context.
+    Long {
+        /// Divisors while the context is no longer than that of training.
+        short: Vec<f32>,
+        /// Divisors beyond it.
+        long: Vec<f32>,
+        /// Context of training.
+        original: f64,
         /// Multiplies sine and cosine.
         magnitude: f64,
     },
@@ -287,6 +299,16 @@ impl Config {
                 v_in_k: false,
             },
         }
+    }
+
+    /// The same model for sequences of at most `limit` positions. LongRoPE's factors depend on it.
+    pub fn within(mut self, limit: usize) -> Config {
+        self.context = self.context.min(limit);
+        for rope in &mut self.ropes {
+            let dims = rope.frequencies.len() * 2;
+            *rope = crate::rope::rope(dims, rope.stated.clone(), self.context);
+        }
+        self
     }
 
     /// Whether every token sees the whole text.

@@ -212,11 +212,12 @@ fn from_folder(input: &Path) -> Result<Parts, ConvertError> {
         metadata.extend(tokenizer.to_gguf_metadata()?);
     }
     let mut tensors = folder.tensors.map;
-    if let Some((dtype, divisors)) = config::rope_freqs(config) {
+    let freqs = config::rope_freqs(config).map(|(_, divisors)| ("rope_freqs.weight", divisors));
+    for (name, divisors) in freqs.into_iter().chain(config::rope_factors(config)) {
         let bytes: Vec<u8> = divisors.iter().flat_map(|d| d.to_le_bytes()).collect();
-        let name = "rope_freqs.weight".to_string();
+        let name = name.to_string();
         let stored = Stored {
-            dtype,
+            dtype: DType::F32,
             shape: vec![divisors.len()],
             pieces: vec![bytes.into()],
             original: name.clone(),
@@ -246,6 +247,8 @@ fn known_outside_blocks(name: &str) -> bool {
         "output_norm",
         "output",
         "rope_freqs",
+        "rope_factors_long",
+        "rope_factors_short",
         "position_embd",
         "token_types",
         "token_embd_norm",

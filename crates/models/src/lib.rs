@@ -27,6 +27,7 @@ pub use decoder::{Decoder, Scratch};
 pub use encoder::{Encoder, EncoderScratch};
 pub use open::{
     Info, Model, OpenError, Opened, Recommended, TensorFact, Workspace, open, open_bytes,
+    open_within,
 };
 pub use synth::{Mixture, SynthError, SynthReport, likes, synth};
 pub use tensors::TensorError;

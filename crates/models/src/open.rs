@@ -183,16 +183,25 @@ pub struct Recommended {
 /// # Errors
 /// When it is not a model, is malformed, or is of an architecture that is not known.
 pub fn open(path: &Path) -> Result<Opened, OpenError> {
+    open_within(path, None)
+}
+
+/// Opens a model for sequences of at most `limit` positions: see [`Config::within`].
+///
+/// # Errors
+/// As [`open`].
+pub fn open_within(path: &Path, limit: Option<usize>) -> Result<Opened, OpenError> {
     if is_gguf(path)? {
         return open_gguf(
             &Gguf::open(path)?,
+            limit,
             name_of(path, false),
             &path.display().to_string(),
         );
     }
     let folder = Folder::open(path)?;
     finish(
-        folder.config,
+        folder.config.within(limit.unwrap_or(usize::MAX)),
         &folder.tensors,
         folder.tokenizer,
         folder.info,
@@ -205,7 +214,7 @@ pub fn open(path: &Path) -> Result<Opened, OpenError> {
 /// # Errors
 /// As [`open`].
 pub fn open_bytes(bytes: Bytes, name: &str) -> Result<Opened, OpenError> {
-    open_gguf(&Gguf::parse(bytes)?, name.into(), name)
+    open_gguf(&Gguf::parse(bytes)?, None, name.into(), name)
 }
 
 /// Whether a GGUF file is there, not a folder.
@@ -305,7 +314,12 @@ impl Folder {
     }
 }
 
-fn open_gguf(file: &Gguf, name: String, place: &str) -> Result<Opened, OpenError> {
+fn open_gguf(
+    file: &Gguf,
+    limit: Option<usize>,
+    name: String,
+    place: &str,
+) -> Result<Opened, OpenError> {
     let config = config::from_gguf(file).map_err(|source| OpenError::Config {
         place: place.into(),
         source,
@@ -337,6 +351,7 @@ fn open_gguf(file: &Gguf, name: String, place: &str) -> Result<Opened, OpenError
         top_k: number("top_k").filter(|&v| v >= 0.0).map(|v| v as usize),
         repetition_penalty: number("penalty_repeat").map(|v| v as f32),
     };
+    let config = config.within(limit.unwrap_or(usize::MAX));
     finish(config, &tensors, tokenizer, info, recommended)
 }
 

@@ -2,8 +2,9 @@
 
 use crate::config::{Rope, RopeScaling, StatedRope};
 
-/// Rope for `dims` rotating values (an even number) of a head.
-pub(crate) fn rope(dims: usize, stated: StatedRope) -> Rope {
+/// Rope for `dims` rotating values (an even number) of a head, in sequences of at most `context`
+/// positions.
+pub(crate) fn rope(dims: usize, stated: StatedRope, context: usize) -> Rope {
     let base = |i: usize| (stated.base.powf(-(2.0 * i as f64) / dims as f64)) as f32;
     let plain: Vec<f32> = (0..dims / 2).map(base).collect();
     let (frequencies, magnitude) = match &stated.scaling {
@@ -56,16 +57,36 @@ pub(crate) fn rope(dims: usize, stated: StatedRope) -> Rope {
                 magnitude as f32,
             )
         }
-        RopeScaling::Factors { factors, magnitude } => (
-            plain.iter().zip(factors).map(|(f, d)| f / d).collect(),
-            *magnitude as f32,
-        ),
+        RopeScaling::Factors { factors, magnitude } => {
+            (divided(&plain, factors), *magnitude as f32)
+        }
+        RopeScaling::Long {
+            short,
+            long,
+            original,
+            magnitude,
+        } => {
+            let factors = if context as f64 > *original {
+                long
+            } else {
+                short
+            };
+            (divided(&plain, factors), *magnitude as f32)
+        }
     };
     Rope {
         frequencies,
         magnitude,
         stated,
     }
+}
+
+fn divided(frequencies: &[f32], factors: &[f32]) -> Vec<f32> {
+    frequencies
+        .iter()
+        .zip(factors)
+        .map(|(f, d)| f / d)
+        .collect()
 }
 
 /// YaRN's growth of the scores with the stretch.
@@ -124,7 +145,7 @@ mod tests {
             base: 500_000.0,
             scaling,
         };
-        let plain = rope(128, stated(RopeScaling::None)).frequencies;
+        let plain = rope(128, stated(RopeScaling::None), 8192).frequencies;
         let scaled = rope(
             128,
             stated(RopeScaling::Llama3 {
@@ -133,6 +154,7 @@ mod tests {
                 high: 4.0,
                 original: 8192.0,
             }),
+            65_536,
         )
         .frequencies;
         assert_eq!(scaled[0], plain[0]);
@@ -157,6 +179,7 @@ mod tests {
                 base: 10_000.0,
                 scaling: RopeScaling::None,
             },
+            4096,
         );
         let yarn = rope(
             64,
@@ -164,6 +187,7 @@ mod tests {
                 base: 10_000.0,
                 scaling,
             },
+            4096,
         );
         assert_eq!(plain.magnitude, yarn.magnitude);
         for (a, b) in plain.frequencies.iter().zip(&yarn.frequencies) {

@@ -10,7 +10,7 @@ use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use sedge_formats::gguf::{Gguf, Value};
 use sedge_kernels::{KvType, Team};
 use sedge_models::config::{Pooling, RopeScaling, from_hf};
-use sedge_models::{convert, open};
+use sedge_models::{convert, open, open_within};
 
 type Tensors = Vec<(String, Vec<usize>, Vec<u8>)>;
 
@@ -103,6 +103,91 @@ fn yarn_in_a_gguf_file_multiplies_the_usual_magnitude_as_llama_cpp_does() {
         let after = open(&file).unwrap().model.config().ropes[0].clone();
         assert!((after.magnitude - magnitude).abs() < 1e-6);
         assert_eq!(after.frequencies, rope.frequencies);
+    }
+}
+
+/// LongRoPE as Phi-3-mini-128k states it: trained on 64 positions, stretched to 256.
+fn long_rope(text: String) -> String {
+    let factors = |step: f32| {
+        let each = (0..8).map(|i| (1.0 + step * i as f32).to_string());
+        each.collect::<Vec<_>>().join(", ")
+    };
+    let (short, long) = (factors(0.125), factors(2.0));
+    let scaling = format!(
+        r#""rope_theta": 10000.0, "rope_scaling": {{"type": "longrope", "short_factor": [{short}],
+            "long_factor": [{long}]}}, "was": {{"#
+    );
+    text.replace("\"rope_parameters\": {", &scaling).replace(
+        "\"original_max_position_embeddings\": 4096",
+        "\"original_max_position_embeddings\": 64",
+    )
+}
+
+#[test]
+fn long_rope_has_the_factors_of_the_context_that_is_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("out.gguf");
+    variant("phi3", dir.path(), long_rope, |all| all);
+    convert(dir.path(), &file, None, &Team::new(1), &mut |_| {}).unwrap();
+
+    // What llama.cpp reads of such files.
+    let gguf = Gguf::open(&file).unwrap();
+    for (name, step) in [("short", 0.125), ("long", 2.0)] {
+        let tensor = &gguf.tensors()[&format!("rope_factors_{name}.weight")];
+        let bytes = gguf.data(tensor);
+        let (fours, _) = bytes.as_chunks::<4>();
+        let found: Vec<f32> = fours.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let expected: Vec<f32> = (0..8).map(|i| 1.0 + step * i as f32).collect();
+        assert_eq!(found, expected);
+    }
+    assert!(!gguf.tensors().contains_key("rope_freqs.weight"));
+    let number = |key: &str| {
+        gguf.get(&format!("phi3.rope.scaling.{key}"))
+            .unwrap()
+            .as_f64()
+    };
+    assert_eq!(number("original_context_length"), Some(64.0));
+    let magnitude = (1.0 + 4f64.ln() / 64f64.ln()).sqrt();
+    assert!((number("attn_factor").unwrap() - magnitude).abs() < 1e-6);
+
+    let ids = golden("phi3").ids("input_ids");
+    let mut logits = Vec::new();
+    for (limit, context, step) in [
+        (None, 256, 2.0),
+        (Some(65), 65, 2.0),
+        (Some(64), 64, 0.125),
+        (Some(1 << 30), 256, 2.0),
+    ] {
+        for path in [dir.path(), &file] {
+            let opened = open_within(path, limit).unwrap();
+            let config = opened.model.config();
+            assert_eq!(config.context, context);
+            let rope = &config.ropes[0];
+            assert!((f64::from(rope.magnitude) - magnitude).abs() < 1e-6);
+            for (i, f) in rope.frequencies.iter().enumerate() {
+                let expected = 10_000f32.powf(-(i as f32) / 8.0) / (1.0 + step * i as f32);
+                assert!(
+                    (f - expected).abs() <= expected * 1e-6,
+                    "{path:?} {limit:?} {i}"
+                );
+            }
+            logits.push(Run::of(opened, KvType::F32).logits(&ids, ids.len()));
+        }
+    }
+    assert_ne!(logits[0], logits[4], "the factors count");
+    for pair in logits.chunks(2) {
+        assert_eq!(pair[0], pair[1], "a folder and its file are the same model");
+    }
+}
+
+#[test]
+fn half_of_long_rope_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    for key in ["short_factor", "long_factor"] {
+        let without = |text: String| long_rope(text).replace(key, "other");
+        variant("phi3", dir.path(), without, |all| all);
+        let error = open(dir.path()).unwrap_err().to_string();
+        assert!(error.ends_with(&format!("{key} is missing")), "{error}");
     }
 }
 

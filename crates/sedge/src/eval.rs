@@ -93,7 +93,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
 
 fn perplexity(args: PerplexityArgs) -> Result<(), Failure> {
     let text = std::fs::read_to_string(&args.file).map_err(|e| Failure::file(&args.file, &e))?;
-    let mut opened = args.model.open()?;
+    let mut opened = args.model.open_within(Some(args.window))?;
     let tokenizer = opened.tokenizer.ok_or_else(|| {
         Failure::new(format_args!(
             "{}: the model has no tokenizer",

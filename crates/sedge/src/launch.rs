@@ -38,7 +38,7 @@ pub(crate) fn launch(
     machine: &MachineArgs,
     config: EngineConfig,
 ) -> Result<Running, Failure> {
-    let mut opened = source.open()?;
+    let mut opened = source.open_within(machine.context)?;
     let tokenizer = opened.tokenizer.ok_or_else(|| {
         Failure::new(format_args!("{}: the model has no tokenizer", source.name))
             .hint("a folder with tokenizer.json beside the weights")

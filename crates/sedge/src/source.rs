@@ -1,6 +1,7 @@
 //! MODEL on the command line: a GGUF file, a Hugging Face folder, or the built-in model.
 
 use std::convert::Infallible;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -39,6 +40,11 @@ impl Source {
 
     /// Opens the model; weights are mapped, not read.
     pub(crate) fn open(&self) -> Result<Opened, Failure> {
+        self.open_within(None)
+    }
+
+    /// Opens the model for sequences of at most `limit` tokens.
+    pub(crate) fn open_within(&self, limit: Option<NonZeroUsize>) -> Result<Opened, Failure> {
         match &self.place {
             Place::BuiltIn => sedge_models::open_bytes(Bytes::from_static(SEEDLING), BUILT_IN)
                 .map_err(|e| Failure::new(format_args!("the built-in model: {e}"))),
@@ -46,7 +52,8 @@ impl Source {
                 if !path.exists() {
                     return Err(missing(path));
                 }
-                sedge_models::open(path).map_err(|e| Failure::about(path, &e))
+                sedge_models::open_within(path, limit.map(NonZeroUsize::get))
+                    .map_err(|e| Failure::about(path, &e))
             }
         }
     }

@@ -11,6 +11,11 @@ use super::{
 use crate::Architecture;
 use crate::rope::{rope, yarn_magnitude};
 
+/// LongRoPE's divisors beyond the context of training.
+const LONG_FACTORS: &str = "rope_factors_long.weight";
+/// Its divisors within it.
+const SHORT_FACTORS: &str = "rope_factors_short.weight";
+
 /// Reads the metadata of a GGUF file.
 ///
 /// # Errors
@@ -289,21 +294,26 @@ impl Reader<'_> {
             .maybe_number("rope.scaling.factor")?
             .filter(|&f| f > 0.0);
         let magnitude = self.maybe_number("rope.scaling.attn_factor")?;
-        let long = if context as f64 > original {
-            "rope_factors_long.weight"
-        } else {
-            "rope_factors_short.weight"
-        };
-        let factors = match self.vector("rope_freqs.weight", dims / 2)? {
-            Some(factors) => Some(factors),
-            None => self.vector(long, dims / 2)?,
-        };
+        let factors = self.vector("rope_freqs.weight", dims / 2)?;
+        let short = self.vector(SHORT_FACTORS, dims / 2)?;
+        let long = self.vector(LONG_FACTORS, dims / 2)?;
         let kind = self.key("rope.scaling.type").and_then(Value::as_str);
+        let missing = |tensor: &str| ConfigError::Missing {
+            key: format!("tensor {tensor}"),
+        };
         let scaling = match (factors, kind, factor) {
             (Some(factors), _, _) => RopeScaling::Factors {
                 factors,
                 magnitude: magnitude.unwrap_or(1.0),
             },
+            (None, kind, _) if short.is_some() || long.is_some() || kind == Some("longrope") => {
+                RopeScaling::Long {
+                    short: short.ok_or_else(|| missing(SHORT_FACTORS))?,
+                    long: long.ok_or_else(|| missing(LONG_FACTORS))?,
+                    original,
+                    magnitude: magnitude.unwrap_or(1.0),
+                }
+            }
             (None, Some("yarn"), Some(factor)) => {
                 // llama.cpp stores 0.1 · mscale_all_dim, which both of DeepSeek's magnitudes equal,
                 // and reads the key for this architecture alone.
@@ -333,11 +343,6 @@ impl Reader<'_> {
             (None, Some("linear") | None, Some(factor)) if factor != 1.0 => {
                 RopeScaling::Linear { factor }
             }
-            (None, Some("longrope"), _) => {
-                return Err(ConfigError::Missing {
-                    key: format!("tensor {long}"),
-                });
-            }
             (None, Some("none" | "linear" | "yarn") | None, _) => RopeScaling::None,
             (None, Some(other), _) => {
                 return Err(ConfigError::invalid(
@@ -347,7 +352,7 @@ impl Reader<'_> {
                 ));
             }
         };
-        let mut ropes = vec![rope(dims, StatedRope { base, scaling })];
+        let mut ropes = vec![rope(dims, StatedRope { base, scaling }, context)];
         if self.architecture == Architecture::Gemma3 {
             let base = self.maybe_number("rope.freq_base_swa")?.unwrap_or(10_000.0);
             ropes.push(rope(
@@ -356,6 +361,7 @@ impl Reader<'_> {
                     base,
                     scaling: RopeScaling::None,
                 },
+                context,
             ));
         }
         Ok(ropes)
@@ -597,6 +603,18 @@ pub fn to_gguf(config: &Config) -> IndexMap<String, Value> {
             RopeScaling::Factors { magnitude, .. } => {
                 put("rope.scaling.attn_factor", number(*magnitude))
             }
+            // The divisors travel as two tensors, between which llama.cpp chooses.
+            RopeScaling::Long {
+                original,
+                magnitude,
+                ..
+            } => {
+                put(
+                    "rope.scaling.original_context_length",
+                    size(*original as usize),
+                );
+                put("rope.scaling.attn_factor", number(*magnitude));
+            }
             RopeScaling::Linear { factor } => {
                 put("rope.scaling.type", Value::String("linear".into()));
                 put("rope.scaling.factor", number(*factor));
@@ -646,6 +664,16 @@ fn usual_magnitude(factor: f64, mscale: f64) -> f64 {
     }
 }
 
+/// LongRoPE's divisors, as the tensors that llama.cpp reads.
+pub(crate) fn rope_factors(config: &Config) -> Vec<(&'static str, Vec<f32>)> {
+    match config.ropes.first().map(|rope| &rope.stated.scaling) {
+        Some(RopeScaling::Long { short, long, .. }) => {
+            vec![(LONG_FACTORS, long.clone()), (SHORT_FACTORS, short.clone())]
+        }
+        _ => Vec::new(),
+    }
+}
+
 /// The divisors of the frequencies that metadata cannot say: the tensor `rope_freqs.weight`.
 pub(crate) fn rope_freqs(config: &Config) -> Option<(DType, Vec<f32>)> {
     let first = config.ropes.first()?;
@@ -662,6 +690,7 @@ pub(crate) fn rope_freqs(config: &Config) -> Option<(DType, Vec<f32>)> {
             base: first.stated.base,
             scaling: RopeScaling::None,
         },
+        config.context,
     );
     let divisors = plain
         .frequencies

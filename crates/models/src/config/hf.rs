@@ -362,16 +362,14 @@ impl Reader<'_> {
             },
             "longrope" | "su" => {
                 let original = trained(&k)?;
-                let long = context as f64 > original;
-                let factors = k.numbers(if long { "long_factor" } else { "short_factor" })?;
-                if factors.len() != dims / 2 {
-                    let expected = format!("{} numbers", dims / 2);
-                    return Err(ConfigError::invalid(
-                        "long_factor",
-                        format!("{} numbers", factors.len()),
-                        expected,
-                    ));
-                }
+                let factors = |key: &str| match k.numbers(key)? {
+                    factors if factors.len() == dims / 2 => Ok(factors),
+                    factors => {
+                        let found = format!("{} numbers", factors.len());
+                        let expected = format!("{} numbers", dims / 2);
+                        Err(ConfigError::invalid(key, found, expected))
+                    }
+                };
                 let stretch = k
                     .maybe_number("factor")?
                     .unwrap_or(context as f64 / original);
@@ -381,7 +379,12 @@ impl Reader<'_> {
                     1.0
                 };
                 let magnitude = k.maybe_number("attention_factor")?.unwrap_or(grown);
-                RopeScaling::Factors { factors, magnitude }
+                RopeScaling::Long {
+                    short: factors("short_factor")?,
+                    long: factors("long_factor")?,
+                    original,
+                    magnitude,
+                }
             }
             other => {
                 return Err(ConfigError::invalid(
@@ -391,7 +394,7 @@ impl Reader<'_> {
                 ));
             }
         };
-        Ok(rope(dims, StatedRope { base, scaling }))
+        Ok(rope(dims, StatedRope { base, scaling }, context))
     }
 
     fn layers(&self, count: usize, ropes: &[Rope], moe: bool) -> Result<Vec<Layer>, ConfigError> {
