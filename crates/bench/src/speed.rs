@@ -184,6 +184,7 @@ impl<'a> Run<'a> {
             });
             self.batch.logits.push(s as u32);
         }
+        self.batch.generated = sequences;
         self.executor.forward(&self.batch, &mut self.out);
         for (last, logits) in self.last.iter_mut().zip(self.out.logits.chunks(self.vocab)) {
             *last = argmax(logits) as u32;

@@ -4,6 +4,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -43,9 +44,23 @@ pub(crate) struct Loop {
 struct Span {
     sequence: usize,
     tokens: usize,
+    /// First row of its prompt's tokens, and of those that were generated.
+    rows: [usize; 2],
     /// First of its rows of logits, and of hidden states.
     logits: usize,
     hidden: usize,
+}
+
+impl Span {
+    /// The positions that it computes of the prompt, or of what was generated.
+    fn positions(&self, sequence: &Sequence, generated: bool) -> Range<usize> {
+        let all = sequence.computed..sequence.computed + self.tokens;
+        let border = sequence.prompt.clamp(all.start, all.end);
+        match generated {
+            true => border..all.end,
+            false => all.start..border,
+        }
+    }
 }
 
 impl Loop {
@@ -172,30 +187,53 @@ impl Loop {
             self.spans.push(Span {
                 sequence: chunk.task,
                 tokens: chunk.tokens,
-                logits: batch.logits.len(),
-                hidden: batch.hidden.len(),
-            });
-            let (row, page) = (batch.tokens.len(), batch.tables.len());
-            let positions = sequence.computed..sequence.computed + chunk.tokens;
-            for (position, row) in positions.clone().zip(row as u32..) {
-                if sequence.wants_logits(position) {
-                    batch.logits.push(row);
-                }
-                if sequence.wants_hidden(position) {
-                    batch.hidden.push(row);
-                }
-            }
-            batch
-                .tokens
-                .extend_from_slice(&sequence.tokens[positions.clone()]);
-            batch.tables.extend_from_slice(sequence.table.as_slice());
-            batch.segments.push(Segment {
-                rows: row..batch.tokens.len(),
-                position: positions.start,
-                pages: page..batch.tables.len(),
+                rows: [0; 2],
+                logits: 0,
+                hidden: 0,
             });
         }
+        // Generated tokens come first, then those of prompts; a sequence that is computed again
+        // may have both.
+        for generated in [true, false] {
+            for span in &mut self.spans {
+                let sequence = &self.sequences[span.sequence];
+                let positions = span.positions(sequence, generated);
+                if positions.is_empty() {
+                    continue;
+                }
+                let (row, page) = (batch.tokens.len(), batch.tables.len());
+                span.rows[usize::from(generated)] = row;
+                batch
+                    .tokens
+                    .extend_from_slice(&sequence.tokens[positions.clone()]);
+                batch.tables.extend_from_slice(sequence.table.as_slice());
+                batch.segments.push(Segment {
+                    rows: row..batch.tokens.len(),
+                    position: positions.start,
+                    pages: page..batch.tables.len(),
+                });
+            }
+            if generated {
+                batch.generated = batch.tokens.len();
+            }
+        }
+        for span in &mut self.spans {
+            let sequence = &self.sequences[span.sequence];
+            (span.logits, span.hidden) = (batch.logits.len(), batch.hidden.len());
+            for generated in [false, true] {
+                let rows = span.rows[usize::from(generated)] as u32..;
+                for (position, row) in span.positions(sequence, generated).zip(rows) {
+                    if sequence.wants_logits(position) {
+                        batch.logits.push(row);
+                    }
+                    if sequence.wants_hidden(position) {
+                        batch.hidden.push(row);
+                    }
+                }
+            }
+        }
     }
+
 
     /// Runs the batch. A panic in the executor becomes an error.
     fn forward(&mut self) -> Result<(), String> {

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use sedge_kernels::{DType, Matrix, Packed, Product, Quantized, Team, products};
+use sedge_kernels::{Activations, DType, Matrix, Packed, Product, Team, products};
 
 fn best(mut f: impl FnMut()) -> f64 {
     f();
@@ -57,9 +57,9 @@ fn main() {
                 let x: Vec<f32> = (0..m * k)
                     .map(|i| (i * 7919 % 2003) as f32 / 1001.0 - 1.0)
                     .collect();
-                let mut q = Quantized::default();
+                let mut q = Activations::default();
                 let mut out = vec![0.0; m * n];
-                q.fill(&team, &x, k);
+                q.fill(&team, &x, k, m);
                 let time = best(|| {
                     let out = &mut out;
                     products(
@@ -79,13 +79,32 @@ fn main() {
                     print!(" {m}: {:.0} GMAC/s,", (m * n * k) as f64 / time * 1e-9);
                 }
             }
+            for m in [1, 16, 64, 512] {
+                let x = vec![0.25; m * k];
+                let mut q = Activations::default();
+                let mut out = vec![0.0; m * n];
+                q.fill(&team, &x, k, 0);
+                let time = best(|| {
+                    let product = Product {
+                        weight: w,
+                        bias: None,
+                        out: &mut out,
+                        add: false,
+                    };
+                    products(&team, &q, &mut [product]);
+                });
+                print!(
+                    " rounded {m}: {:.0} GMAC/s,",
+                    (m * n * k) as f64 / time * 1e-9
+                );
+            }
             println!();
         }
         let x = vec![0.5; 512 * 2048];
-        let mut q = Quantized::default();
-        let time = best(|| q.fill(&team, &x, 2048));
+        let mut q = Activations::default();
+        let time = best(|| q.fill(&team, &x, 2048, 512));
         println!("  quantising 512 × 2048: {:.0} µs", time * 1e6);
-        let time = best(|| q.fill(&team, &x[..2048], 2048));
+        let time = best(|| q.fill(&team, &x[..2048], 2048, 1));
         println!("  quantising 1 × 2048: {:.2} µs", time * 1e6);
         let empty = best(|| (0..1000).for_each(|_| team.run(2, &|_| {})));
         println!("  an empty job takes {:.2} µs", empty * 1e3);

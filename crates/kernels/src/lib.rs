@@ -38,7 +38,9 @@ pub use kv::{KvPages, KvShape, KvType, PAGE_TOKENS};
 pub use matmul::matmul;
 pub use matrix::{Matrix, MatrixError};
 pub use norm::{layer_norm, rms_norm, rms_norm_in_place};
-pub use packed::{Packed, Product, Quantized, gated_product, packed_kernels, packs, products};
+pub use packed::{
+    Activations, Packed, Product, gated_product, packed_kernels, packs, products, rounds_fast,
+};
 pub use peak::{Peak, bf16_peak, f32_peak, int8_peak, read_bandwidth};
 pub use rotary::{RopeStyle, rotate};
 pub use sampling::{argmax, log_softmax_in_place, softmax_in_place};

@@ -1,9 +1,10 @@
-//! Packed weights: integer products of quantised activations with quantised weights.
+//! Packed weights: products of activations with quantised weights.
 //!
 //! Weights are repacked once, at load, from the blocks of their file into strips of 16 rows
-//! ([`layout`]); activations are quantised once per use, whatever reads them ([`Quantized`]).
+//! ([`layout`]); activations are converted once per use, whatever reads them ([`Activations`]):
+//! to 8-bit integers, or, where many rows meet tiles, to bfloat16 ([`rounded`]).
 //!
-//! **Every kernel gives the same bits.** The products of a block are integers, so their order
+//! **Every kernel of integers gives the same bits.** The products of a block are integers, so their order
 //! does not matter; what is rounded is fixed, for each output, by this sequence:
 //!
 //! ```text
@@ -19,8 +20,11 @@
 //! rows beside it.
 #![allow(clippy::needless_range_loop)] // one index walks several arrays of vectors
 
+mod activations;
 #[cfg(target_arch = "x86_64")]
 mod amx;
+#[cfg(target_arch = "x86_64")]
+mod amx_rounded;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -32,12 +36,13 @@ pub(crate) mod panel;
 mod portable;
 mod product;
 mod quantized;
+mod rounded;
 #[cfg(test)]
 mod tests;
 
-pub use kernels::packed_kernels;
+pub use activations::Activations;
+pub use kernels::{packed_kernels, rounds_fast};
 pub use product::{Product, gated_product, products};
-pub use quantized::Quantized;
 
 use bytes::Bytes;
 use half::f16;

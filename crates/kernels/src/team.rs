@@ -321,6 +321,11 @@ impl<'a, T> Disjoint<'a, T> {
         }
     }
 
+    /// Asks for the value at `start`.
+    pub(crate) fn prefetch(&self, start: usize) {
+        crate::simd::prefetch(self.start.wrapping_add(start));
+    }
+
     /// The `len` values from `start`.
     ///
     /// # Safety

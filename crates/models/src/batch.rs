@@ -7,6 +7,10 @@ use sedge_kernels::Segment;
 pub struct Batch {
     /// Token ids, `[rows]`.
     pub tokens: Vec<u32>,
+    /// So many of the rows, the first ones, are tokens that a model has generated; the others
+    /// are of prompts. A model may compute the two in different arithmetic, so a token must be
+    /// of the same kind whenever it is computed.
+    pub generated: usize,
     /// Which rows belong to which sequence, where in it, and in which pages it lives.
     pub segments: Vec<Segment>,
     /// Page numbers that segments refer to.
@@ -21,6 +25,7 @@ impl Batch {
     /// Empties the batch, keeping its memory.
     pub fn clear(&mut self) {
         self.tokens.clear();
+        self.generated = 0;
         self.segments.clear();
         self.tables.clear();
         self.logits.clear();

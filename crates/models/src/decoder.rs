@@ -3,13 +3,13 @@
 
 use bytes::Bytes;
 use sedge_kernels::{
-    Attention, KvPages, PAGE_TOKENS, Quantized, Segment, Team, add_assign, attend, matmul,
+    Activations, Attention, KvPages, PAGE_TOKENS, Segment, Team, add_assign, attend, matmul,
     rms_norm, rms_norm_in_place, rotate, scale, softcap,
 };
 
 use crate::batch::{Batch, Outputs};
 use crate::config::{Config, Latent, Layer, QkNorm};
-use crate::input::{FeedForwardOut, FeedForwardWork, Input, Read, feed_forward};
+use crate::input::{FeedForwardOut, FeedForwardWork, Input, Read, Rows, feed_forward};
 use crate::moe;
 use crate::rope::Angles;
 use crate::tensors::{TensorError, Tensors};
@@ -20,6 +20,8 @@ use crate::weights::{FeedForward, LatentWeights, LayerWeights, Projections, Weig
 pub struct Decoder {
     config: Config,
     weights: Weights,
+    /// Rounds the rows of prompts to bfloat16 for packed weights.
+    pub(crate) round: bool,
 }
 
 /// Working memory of forward passes; grows to the largest batch and stays.
@@ -36,7 +38,7 @@ pub struct Scratch {
     result: Vec<f32>,
     narrow: Vec<f32>,
     by_head: Vec<f32>,
-    quantized: Quantized,
+    converted: Activations,
     ffn: FeedForwardWork,
     moe: moe::MoeScratch,
 }
@@ -52,7 +54,11 @@ pub(crate) fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
 impl Decoder {
     pub(crate) fn load(config: Config, tensors: &Tensors) -> Result<Decoder, TensorError> {
         let weights = Weights::load(&config, tensors)?;
-        Ok(Decoder { config, weights })
+        Ok(Decoder {
+            config,
+            weights,
+            round: false,
+        })
     }
 
     /// Packs the weights; see [`Model::pack`](crate::Model::pack).
@@ -84,6 +90,7 @@ impl Decoder {
         out: &mut Outputs,
     ) {
         let (c, rows) = (&self.config, batch.tokens.len());
+        assert!(batch.generated <= rows, "more generated tokens than rows");
         positions(&batch.segments, rows, &mut s.positions);
         s.angles.resize_with(c.ropes.len(), Angles::default);
         for (angles, rope) in s.angles.iter_mut().zip(&c.ropes) {
@@ -98,7 +105,7 @@ impl Decoder {
         });
         for (index, (layer, weights)) in c.layers.iter().zip(&self.weights.layers).enumerate() {
             self.attention(team, index, layer, weights, batch, kv, s);
-            self.feed_forward(team, weights, rows, s);
+            self.feed_forward(team, weights, self.rows(batch), s);
         }
         let state = &s.state;
         let last_norm = |row: u32, out: &mut [f32]| {
@@ -116,11 +123,15 @@ impl Decoder {
         let head = &self.weights.head;
         let input = Input::made(
             team,
-            (batch.logits.len(), c.hidden),
+            // Few rows, of either kind: always as integers.
+            Rows {
+                all: batch.logits.len(),
+                integers: batch.logits.len(),
+            },
             &|i, out| last_norm(batch.logits[i], out),
             &[head],
             &mut s.normed,
-            &mut s.quantized,
+            &mut s.converted,
         );
         let logits = &mut out.logits[..];
         input.products(
@@ -135,6 +146,13 @@ impl Decoder {
         }
     }
 
+    /// The batch's rows, as packed weights multiply them.
+    fn rows(&self, batch: &Batch) -> Rows {
+        let all = batch.tokens.len();
+        let integers = if self.round { batch.generated } else { all };
+        Rows { all, integers }
+    }
+
     #[allow(clippy::too_many_arguments)] // one layer's half needs just these
     fn attention(
         &self,
@@ -147,6 +165,7 @@ impl Decoder {
         s: &mut Scratch,
     ) {
         let (c, rows) = (&self.config, batch.tokens.len());
+        let integers = self.rows(batch).integers;
         let state = &s.state;
         let norm = |row: usize, out: &mut [f32]| {
             let from = &state[row * c.hidden..][..c.hidden];
@@ -163,11 +182,11 @@ impl Decoder {
                 let (q_cols, kv_cols) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
                 let input = Input::made(
                     team,
-                    (rows, c.hidden),
+                    self.rows(batch),
                     &norm,
                     &[q, k, v],
                     &mut s.normed,
-                    &mut s.quantized,
+                    &mut s.converted,
                 );
                 let reads = [
                     (q, sized(&mut s.q, rows * q_cols)),
@@ -207,7 +226,7 @@ impl Decoder {
             }
             Projections::Latent(latent) => {
                 team.for_rows(sized(&mut s.normed, rows * c.hidden), c.hidden, &norm);
-                self.latent_queries(team, layer, latent, rows, s);
+                self.latent_queries(team, layer, latent, self.rows(batch), s);
             }
         }
         store(batch, index, kv, &s.k, &s.v);
@@ -235,7 +254,7 @@ impl Decoder {
             attended = c.heads * l.v;
         }
         let x = &s.attended[..rows * attended];
-        let input = Input::of(team, x, attended, &[&w.output], &mut s.quantized);
+        let input = Input::of(team, x, integers, &[&w.output], &mut s.converted);
         let (linear, state) = (&w.output, &mut s.state[..rows * c.hidden]);
         if let Some(norm) = &w.post_attention_norm {
             let out = sized(&mut s.result, rows * c.hidden);
@@ -265,7 +284,10 @@ impl Decoder {
         team: &Team,
         layer: &Layer,
         w: &LatentWeights,
-        rows: usize,
+        Rows {
+            all: rows,
+            integers,
+        }: Rows,
         s: &mut Scratch,
     ) {
         let c = &self.config;
@@ -275,7 +297,7 @@ impl Decoder {
         let plain = sized(&mut s.v, rows * c.heads * head);
         let first = w.q_down.as_ref().map_or(&w.q, |(down, _)| down);
         let readers = [first, &w.kv_down];
-        let input = Input::of(team, normed, c.hidden, &readers, &mut s.quantized);
+        let input = Input::of(team, normed, integers, &readers, &mut s.converted);
         let width = l.kv_rank + l.rope;
         let down = sized(&mut s.narrow, rows * width);
         let linear = &w.kv_down;
@@ -293,7 +315,7 @@ impl Decoder {
                 );
                 let x = &mut s.by_head[..rows * rank];
                 team.for_rows(x, rank, &|_, row| rms_norm_in_place(row, norm, c.norm_eps));
-                let input = Input::of(team, x, rank, &[&w.q], &mut s.quantized);
+                let input = Input::of(team, x, integers, &[&w.q], &mut s.converted);
                 input.products(
                     team,
                     [Read {
@@ -386,9 +408,9 @@ impl Decoder {
         sized(&mut s.attended, rows * heads * l.v).copy_from_slice(out);
     }
 
-    fn feed_forward(&self, team: &Team, w: &LayerWeights, rows: usize, s: &mut Scratch) {
+    fn feed_forward(&self, team: &Team, w: &LayerWeights, rows: Rows, s: &mut Scratch) {
         let c = &self.config;
-        let len = rows * c.hidden;
+        let len = rows.all * c.hidden;
         let from = &s.state;
         let norm = |row: usize, out: &mut [f32]| {
             let from = &from[row * c.hidden..][..c.hidden];
@@ -397,8 +419,8 @@ impl Decoder {
         match (&w.ffn, &c.moe) {
             (FeedForward::Dense(dense), _) => {
                 let readers = [&dense.gate, &dense.up];
-                let (shape, plain) = ((rows, c.hidden), &mut s.normed);
-                let x = Input::made(team, shape, &norm, &readers, plain, &mut s.quantized);
+                let plain = &mut s.normed;
+                let x = Input::made(team, rows, &norm, &readers, plain, &mut s.converted);
                 let out = match w.post_ffn_norm {
                     Some(_) => FeedForwardOut::Set(sized(&mut s.result, len)),
                     None => FeedForwardOut::Add(&mut s.state[..len]),
@@ -414,7 +436,7 @@ impl Decoder {
                     c.activation,
                     rules,
                     experts,
-                    normed,
+                    (normed, rows.integers),
                     &mut s.moe,
                     result,
                 );

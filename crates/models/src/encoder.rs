@@ -1,7 +1,7 @@
 //! BERT and its kind: every token sees the whole text; used for embeddings.
 
 use bytes::Bytes;
-use sedge_kernels::{Matrix, Quantized, Team, Weight, add_assign, attend_all, gelu, layer_norm};
+use sedge_kernels::{Activations, Matrix, Team, Weight, add_assign, attend_all, gelu, layer_norm};
 
 use crate::batch::{Batch, Outputs};
 use crate::config::Config;
@@ -20,6 +20,8 @@ pub struct Encoder {
     token_type: Vec<f32>,
     norm: Norm,
     layers: Vec<EncoderLayer>,
+    /// Rounds activations to bfloat16 for packed weights.
+    pub(crate) round: bool,
 }
 
 #[derive(Debug)]
@@ -51,7 +53,7 @@ pub struct EncoderScratch {
     v: Vec<f32>,
     result: Vec<f32>,
     inner: Vec<f32>,
-    quantized: Quantized,
+    converted: Activations,
 }
 
 impl Encoder {
@@ -94,6 +96,7 @@ impl Encoder {
             positions: t.matrix("position_embd.weight", config.context, hidden)?,
             token_type,
             norm: norm("token_embd_norm")?,
+            round: false,
             layers: (0..config.layers.len())
                 .map(layer)
                 .collect::<Result<_, _>>()?,
@@ -136,6 +139,7 @@ impl Encoder {
     pub fn forward(&self, team: &Team, batch: &Batch, s: &mut EncoderScratch, out: &mut Outputs) {
         let (c, rows) = (&self.config, batch.tokens.len());
         let (hidden, len) = (c.hidden, rows * c.hidden);
+        let integers = if self.round { 0 } else { rows };
         positions(&batch.segments, rows, &mut s.positions);
         let (state, row) = (sized(&mut s.state, len), sized(&mut s.row, hidden));
         for ((to, &token), &position) in state
@@ -169,7 +173,7 @@ impl Encoder {
                 sized(&mut s.v, len),
             );
             let readers = [&w.q, &w.k, &w.v];
-            let input = Input::of(team, state, hidden, &readers, &mut s.quantized);
+            let input = Input::of(team, state, integers, &readers, &mut s.converted);
             let reads = [(&w.q, q), (&w.k, k), (&w.v, v)];
             input.products(team, reads.map(|(linear, out)| Read { linear, out }));
             let (q, k, v) = (&s.q[..len], &s.k[..len], &s.v[..len]);
@@ -185,7 +189,7 @@ impl Encoder {
                 v,
                 attended,
             );
-            read(team, attended, hidden, &w.output, &mut s.quantized, result);
+            read(team, (attended, integers), &w.output, &mut s.converted, result);
             add_assign(result, state);
             layer_norm(
                 result,
@@ -195,16 +199,9 @@ impl Encoder {
                 state,
             );
             let inner = sized(&mut s.inner, rows * c.intermediate);
-            read(team, state, hidden, &w.up, &mut s.quantized, inner);
+            read(team, (state, integers), &w.up, &mut s.converted, inner);
             team.for_rows(inner, c.intermediate, &|_, row| gelu(row));
-            read(
-                team,
-                inner,
-                c.intermediate,
-                &w.down,
-                &mut s.quantized,
-                result,
-            );
+            read(team, (inner, integers), &w.down, &mut s.converted, result);
             add_assign(result, state);
             layer_norm(result, &w.norm.weight, &w.norm.bias, c.norm_eps, state);
         }
@@ -220,11 +217,10 @@ impl Encoder {
 /// `out = x · wᵀ + b`.
 fn read(
     team: &Team,
-    x: &[f32],
-    cols: usize,
+    (x, integers): (&[f32], usize),
     linear: &Linear,
-    quantized: &mut Quantized,
+    converted: &mut Activations,
     out: &mut [f32],
 ) {
-    Input::of(team, x, cols, &[linear], quantized).products(team, [Read { linear, out }]);
+    Input::of(team, x, integers, &[linear], converted).products(team, [Read { linear, out }]);
 }

@@ -1,8 +1,8 @@
-//! What a layer's products read: the same rows as f32 for stored weights, as 8-bit integers for
-//! packed ones, each made once.
+//! What a layer's products read: the same rows as f32 for stored weights, as 8-bit integers or
+//! bfloat16 for packed ones, each made once.
 
 use sedge_kernels::{
-    Product, Quantized, Team, add_assign, add_bias, gated_product, gelu_mul, matmul, products,
+    Activations, Product, Team, add_assign, add_bias, gated_product, gelu_mul, matmul, products,
     silu_mul,
 };
 
@@ -15,7 +15,16 @@ use crate::weights::{Gated, Linear};
 pub(crate) struct Input<'a> {
     rows: usize,
     plain: &'a [f32],
-    quantized: &'a Quantized,
+    converted: &'a Activations,
+    integers: usize,
+}
+
+/// How many rows there are, and how many of them, the first ones, packed weights multiply as
+/// integers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rows {
+    pub(crate) all: usize,
+    pub(crate) integers: usize,
 }
 
 /// A product to be computed.
@@ -26,44 +35,48 @@ pub(crate) struct Read<'a> {
 }
 
 impl<'a> Input<'a> {
-    /// Rows of `cols` values that are there as f32, for these readers.
+    /// Rows that are there as f32, for these readers, of which there is one.
     pub(crate) fn of(
         team: &Team,
         x: &'a [f32],
-        cols: usize,
+        integers: usize,
         readers: &[&Linear],
-        quantized: &'a mut Quantized,
+        converted: &'a mut Activations,
     ) -> Input<'a> {
+        let cols = readers[0].weight.cols();
         if readers.iter().any(|r| r.weight.is_packed()) {
-            quantized.fill(team, x, cols);
+            converted.fill(team, x, cols, integers);
         }
         Input {
             rows: x.len() / cols,
             plain: x,
-            quantized,
+            converted,
+            integers,
         }
     }
 
     /// Rows that `make` writes, for these readers. They are kept as f32 only where one wants them.
     pub(crate) fn made(
         team: &Team,
-        (rows, cols): (usize, usize),
+        rows: Rows,
         make: &(dyn Fn(usize, &mut [f32]) + Sync),
         readers: &[&Linear],
         plain: &'a mut Vec<f32>,
-        quantized: &'a mut Quantized,
+        converted: &'a mut Activations,
     ) -> Input<'a> {
+        let cols = readers[0].weight.cols();
         if readers.iter().all(|r| r.weight.is_packed()) {
-            quantized.fill_with(team, rows, cols, make);
+            converted.fill_with(team, (rows.all, cols), rows.integers, make);
             return Input {
-                rows,
+                rows: rows.all,
                 plain: &[],
-                quantized,
+                converted,
+                integers: rows.integers,
             };
         }
-        let plain = sized(plain, rows * cols);
+        let plain = sized(plain, rows.all * cols);
         team.for_rows(plain, cols, make);
-        Input::of(team, plain, cols, readers, quantized)
+        Input::of(team, plain, rows.integers, readers, converted)
     }
 
     /// `out = x · wᵀ + b` for up to three matrices.
@@ -105,43 +118,59 @@ impl<'a> Input<'a> {
             0 => {}
             n if n == N => products(
                 team,
-                self.quantized,
+                self.converted,
                 &mut packed.map(|p| p.expect("all are")),
             ),
             _ => {
                 for product in packed.iter_mut().flatten() {
-                    products(team, self.quantized, std::slice::from_mut(product));
+                    products(team, self.converted, std::slice::from_mut(product));
                 }
             }
         }
     }
 
-    /// `out = activation(x · gateᵀ) · (x · upᵀ)`, with `up` as working memory.
-    pub(crate) fn gated(
+    /// `activation(x · gateᵀ) · (x · upᵀ)`, as input of `w.down`.
+    fn gated<'b>(
         &self,
         team: &Team,
         activation: Activation,
         w: &Gated,
-        up: &mut Vec<f32>,
-        out: &mut [f32],
-    ) {
+        work: &'b mut FeedForwardWork,
+    ) -> Input<'b> {
         let activate = match activation {
             Activation::Silu => silu_mul,
             Activation::GeluTanh | Activation::Gelu => gelu_mul,
         };
-        let forms = (&w.gate.weight, &w.up.weight);
-        if let (sedge_kernels::Weight::Packed(gate), sedge_kernels::Weight::Packed(up)) = forms {
-            let (gate, up) = ((gate, w.gate.bias.as_deref()), (up, w.up.bias.as_deref()));
-            return gated_product(team, self.quantized, gate, up, activate, out);
+        let FeedForwardWork {
+            gate,
+            up,
+            converted,
+            ..
+        } = work;
+        use sedge_kernels::Weight::Packed;
+        let forms = (&w.gate.weight, &w.up.weight, &w.down.weight);
+        if let (Packed(gates), Packed(ups), Packed(_)) = forms {
+            let gates = (gates, w.gate.bias.as_deref());
+            let ups = (ups, w.up.bias.as_deref());
+            gated_product(team, self.converted, gates, ups, activate, gate, converted);
+            return Input {
+                plain: &[],
+                converted,
+                ..*self
+            };
         }
-        let up = sized(up, out.len());
-        let reads = [(&w.gate, &mut *out), (&w.up, &mut *up)];
+        let width = w.gate.weight.rows();
+        let (gate, up) = (
+            sized(gate, self.rows * width),
+            sized(up, self.rows * width),
+        );
+        let reads = [(&w.gate, &mut *gate), (&w.up, &mut *up)];
         self.products(team, reads.map(|(linear, out)| Read { linear, out }));
-        let inner = out.len() / self.rows.max(1);
         let up = &*up;
-        team.for_rows(out, inner, &|row, gate| {
-            activate(gate, &up[row * inner..][..inner])
+        team.for_rows(gate, width, &|row, gate| {
+            activate(gate, &up[row * width..][..width])
         });
+        Input::of(team, gate, self.integers, &[&w.down], converted)
     }
 }
 
@@ -154,10 +183,8 @@ pub(crate) fn feed_forward(
     work: &mut FeedForwardWork,
     out: FeedForwardOut<'_>,
 ) {
-    let width = w.gate.weight.rows();
-    let inner = sized(&mut work.gate, x.rows * width);
-    x.gated(team, activation, w, &mut work.up, inner);
-    let inner = Input::of(team, inner, width, &[&w.down], &mut work.quantized);
+    let mut sums = std::mem::take(&mut work.sums);
+    let inner = x.gated(team, activation, w, work);
     match out {
         FeedForwardOut::Set(out) => {
             let linear = &w.down;
@@ -165,9 +192,10 @@ pub(crate) fn feed_forward(
         }
         FeedForwardOut::Add(out) => {
             let linear = &w.down;
-            inner.add_product(team, Read { linear, out }, &mut work.up);
+            inner.add_product(team, Read { linear, out }, &mut sums);
         }
     }
+    work.sums = sums;
 }
 
 /// Where a feed-forward block's result goes.
@@ -183,5 +211,6 @@ pub(crate) enum FeedForwardOut<'a> {
 pub(crate) struct FeedForwardWork {
     gate: Vec<f32>,
     up: Vec<f32>,
-    quantized: Quantized,
+    sums: Vec<f32>,
+    converted: Activations,
 }

@@ -1,7 +1,7 @@
 //! Mixture of experts: each token visits a few feed-forward blocks, chosen by a router.
 //! Tokens are grouped by expert, so that an expert's weights are read once a step.
 
-use sedge_kernels::{Quantized, Team, matmul, softmax_in_place};
+use sedge_kernels::{Activations, Team, matmul, softmax_in_place};
 
 use crate::config::{Activation, Moe};
 use crate::decoder::sized;
@@ -19,17 +19,18 @@ pub(crate) struct MoeScratch {
     computed: Vec<f32>,
     /// Each choice's result, `[rows, per_token, hidden]`.
     parts: Vec<f32>,
-    quantized: Quantized,
+    converted: Activations,
     ffn: FeedForwardWork,
 }
 
-/// `out[rows, hidden]`: the weighted sum of each token's experts, and the shared one.
+/// `out[rows, hidden]`: the weighted sum of each token's experts, and the shared one. Packed
+/// weights multiply the first `integers` rows as integers.
 pub(crate) fn forward(
     team: &Team,
     activation: Activation,
     rules: &Moe,
     w: &Experts,
-    x: &[f32],
+    (x, integers): (&[f32], usize),
     s: &mut MoeScratch,
     out: &mut [f32],
 ) {
@@ -64,8 +65,8 @@ pub(crate) fn forward(
             team,
             activation,
             expert,
-            gathered,
-            (&mut s.quantized, &mut s.ffn),
+            (gathered, visits().filter(|slot| slot / rules.per_token < integers).count()),
+            (&mut s.converted, &mut s.ffn),
             computed,
         );
         for (from, slot) in computed.chunks_exact(hidden).zip(visits()) {
@@ -88,8 +89,8 @@ pub(crate) fn forward(
             team,
             activation,
             shared,
-            x,
-            (&mut s.quantized, &mut s.ffn),
+            (x, integers),
+            (&mut s.converted, &mut s.ffn),
             computed,
         );
         let weights = sized(&mut s.scores, rows);
@@ -119,11 +120,11 @@ fn visit(
     team: &Team,
     activation: Activation,
     w: &Gated,
-    x: &[f32],
-    (quantized, work): (&mut Quantized, &mut FeedForwardWork),
+    (x, integers): (&[f32], usize),
+    (converted, work): (&mut Activations, &mut FeedForwardWork),
     out: &mut [f32],
 ) {
-    let x = Input::of(team, x, w.gate.weight.cols(), &[&w.gate, &w.up], quantized);
+    let x = Input::of(team, x, integers, &[&w.gate, &w.up], converted);
     feed_forward(team, activation, w, x, work, FeedForwardOut::Set(out));
 }
 

@@ -105,7 +105,7 @@ struct ModelArgs {
     threads: Option<NonZeroUsize>,
 
     /// How quantised weights are multiplied
-    #[arg(long, value_enum, value_name = "HOW", default_value = "int8")]
+    #[arg(long, value_enum, value_name = "HOW", default_value = "auto")]
     arithmetic: Arithmetic,
 
     /// Type in which keys and values are kept

@@ -18,7 +18,7 @@ pub(crate) struct MachineArgs {
     pub(crate) threads: Option<NonZeroUsize>,
 
     /// How quantised weights are multiplied
-    #[arg(long, value_enum, value_name = "HOW", default_value = "int8")]
+    #[arg(long, value_enum, value_name = "HOW", default_value = "auto")]
     pub(crate) arithmetic: Arithmetic,
 
     /// Type in which keys and values are kept
@@ -37,7 +37,9 @@ pub(crate) struct MachineArgs {
 /// How quantised weights are multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Arithmetic {
-    /// Packed, with activations rounded to 8 bits: fast
+    /// As int8, but prompts in bfloat16 where the processor has tiles for it
+    Auto,
+    /// Packed, with activations rounded to 8 bits
     Int8,
     /// Decoded to f32, with f32 activations: the reference
     F32,
@@ -46,13 +48,14 @@ pub(crate) enum Arithmetic {
 impl Arithmetic {
     /// Readies an opened model for it.
     pub(crate) fn ready(self, model: &mut Model, team: &Team) -> Result<(), Failure> {
-        match self {
-            Arithmetic::Int8 => model.pack(team).map_err(|error| {
-                Failure::new(format_args!("the weights could not be packed: {error}"))
-                    .hint("--arithmetic f32, which uses them as they lie in the file")
-            }),
-            Arithmetic::F32 => Ok(()),
+        if self == Arithmetic::F32 {
+            return Ok(());
         }
+        model.round_prompts(self == Arithmetic::Auto && sedge_kernels::rounds_fast());
+        model.pack(team).map_err(|error| {
+            Failure::new(format_args!("the weights could not be packed: {error}"))
+                .hint("--arithmetic f32, which uses them as they lie in the file")
+        })
     }
 }
 

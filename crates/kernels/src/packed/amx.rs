@@ -41,6 +41,7 @@ pub(super) fn kernels() -> Option<&'static Kernels> {
                     }
                 },
             }),
+            rounded: super::amx_rounded::kernels().unwrap_or(base.rounded),
             ..*base
         })
     })

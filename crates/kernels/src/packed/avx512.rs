@@ -33,6 +33,7 @@ pub(super) static AVX512: Kernels = Kernels {
     panel: |p, x, out| unsafe { panel(p, x, out) },
     direct: Some(|dtype, strip, x, out| unsafe { with_format!(dtype, direct(strip, x, out)) }),
     tiles: None,
+    rounded: &super::rounded::PORTABLE,
 };
 
 macro_rules! avx512 {
@@ -132,7 +133,7 @@ fn plane<const WIDTH: usize>(vectors: &[[u8; 64]], below: usize, out: &mut [__m5
 avx512! {
 /// The eight vectors of a slab's codes.
 #[inline]
-fn codes<F: Format>(slab: &[u8]) -> [__m512i; 8] {
+pub(super) fn codes<F: Format>(slab: &[u8]) -> [__m512i; 8] {
     let vectors = slab.as_chunks::<64>().0;
     let mut out = [_mm512_setzero_si512(); 8];
     if F::BITS == 8 {
@@ -167,7 +168,7 @@ fn codes<F: Format>(slab: &[u8]) -> [__m512i; 8] {
 avx512! {
 /// The scales (or minima) of a block, from where they start in the unit.
 #[inline]
-fn scales<F: Format>(unit: &[u8], start: usize, block: usize, outer: __m512) -> __m512 {
+pub(super) fn scales<F: Format>(unit: &[u8], start: usize, block: usize, outer: __m512) -> __m512 {
     if F::NESTED {
         let bytes = &unit[start + block * STRIP..][..STRIP];
         // SAFETY: reads the 16 bytes of the slice.
@@ -191,7 +192,7 @@ fn halves(bytes: &[u8]) -> __m512 {
 avx512! {
 /// What multiplies nested scales, and nested minima.
 #[inline]
-fn outer<F: Format>(unit: &[u8]) -> [__m512; 2] {
+pub(super) fn outer<F: Format>(unit: &[u8]) -> [__m512; 2] {
     if F::NESTED {
         [halves(&unit[F::OUTER..]), halves(&unit[F::OUTER + 2 * STRIP..])]
     } else {

@@ -9,9 +9,10 @@ use super::layout::{GROUP, STRIP, with_format};
 use super::panel::Panel;
 use super::portable;
 use super::quantized::{GroupOut, RowBlock, quantize_group};
+use super::rounded::{self, RoundedKernels};
 
 /// See [`Kernels::direct`].
-type Direct = fn(DType, strip: &[u8], RowBlock<'_>, out: &mut [[f32; STRIP]]);
+pub(crate) type Direct = fn(DType, strip: &[u8], RowBlock<'_>, out: &mut [[f32; STRIP]]);
 
 /// The kernels of one instruction set.
 pub(crate) struct Kernels {
@@ -27,8 +28,10 @@ pub(crate) struct Kernels {
     pub(crate) panel: fn(&Panel, RowBlock<'_>, out: &mut [[f32; STRIP]]),
     /// The same from the packed strip, unpacked in registers: for blocks of few rows.
     pub(crate) direct: Option<Direct>,
-    /// Tiles, where there are any.
+    /// Tiles of integers, where there are any.
     pub(crate) tiles: Option<Tiles>,
+    /// Products of rows that are rounded to bfloat16.
+    pub(crate) rounded: &'static RoundedKernels,
 }
 
 /// A machine's tiles.
@@ -60,6 +63,7 @@ pub(crate) static PORTABLE: Kernels = Kernels {
     panel: portable::panel,
     direct: None,
     tiles: None,
+    rounded: &rounded::PORTABLE,
 };
 
 /// The best kernels for this machine.
@@ -83,4 +87,9 @@ pub(crate) fn all() -> Vec<&'static Kernels> {
 /// The name of the set that products use.
 pub fn packed_kernels() -> &'static str {
     kernels().name
+}
+
+/// Whether products of rows that are rounded to bfloat16 are fast here: whether there are tiles.
+pub fn rounds_fast() -> bool {
+    kernels().tiles.is_some()
 }

@@ -16,8 +16,8 @@ const FILLED: usize = 6;
 ///
 /// Rows lie in blocks of 16, the last one lower; in a block, the groups of all its rows follow
 /// each other: `[group][row][64]`. A block of one row is that row.
-#[derive(Debug, Default)]
-pub struct Quantized {
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Quantized {
     rows: usize,
     cols: usize,
     codes: Vec<GroupCodes>,
@@ -30,7 +30,7 @@ pub struct Quantized {
 }
 
 /// A row's integers of one group: a cache line.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 #[repr(C, align(64))]
 pub(crate) struct GroupCodes(pub(crate) [i8; GROUP]);
 
@@ -54,35 +54,14 @@ pub(crate) struct GroupOut<'a> {
 
 impl Quantized {
     /// Rows of activations.
-    pub fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Values in a row.
-    pub fn cols(&self) -> usize {
-        self.cols
-    }
-
-    /// Quantises `x`, whole rows of `cols` values. The integer is the nearest to
-    /// `127 · x / max|x|`, the maximum over the group; values that are not finite make their
-    /// group's outputs NaN.
-    ///
-    /// # Panics
-    /// When `x` is not whole rows.
-    pub fn fill(&mut self, team: &Team, x: &[f32], cols: usize) {
-        self.fill_with(
-            team,
-            x.len() / cols.max(1),
-            cols,
-            &|row, out: &mut [f32]| {
-                out.copy_from_slice(&x[row * cols..][..cols]);
-            },
-        );
-        assert_eq!(x.len(), self.rows * cols, "x is not whole rows of {cols}");
-    }
-
-    /// Quantises rows that `make` writes, on whichever thread quantises them.
-    pub fn fill_with(
+    /// Quantises rows that `make` writes, on whichever thread quantises them. The integer is the
+    /// nearest to `127 · x / max|x|`, the maximum over the group; values that are not finite make
+    /// their group's outputs NaN.
+    pub(crate) fn fill_with(
         &mut self,
         team: &Team,
         rows: usize,

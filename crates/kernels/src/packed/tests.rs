@@ -62,8 +62,8 @@ fn packed(w: &Matrix) -> Packed {
 
 fn product(k: &Kernels, threads: usize, x: &[f32], w: &Packed) -> Vec<f32> {
     let team = Team::new(threads);
-    let mut quantized = Quantized::default();
-    quantized.fill(&team, x, w.cols());
+    let mut quantized = Activations::default();
+    quantized.fill(&team, x, w.cols(), x.len() / w.cols());
     let mut out = vec![f32::NAN; x.len() / w.cols() * w.rows()];
     products_on(
         k,
@@ -194,8 +194,8 @@ fn several_matrices_biases_and_sums_are_the_products_one_by_one() {
     );
     for m in [1, 5, 40] {
         let x = values(m * 512, 3);
-        let mut q = Quantized::default();
-        q.fill(&team, &x, 512);
+        let mut q = Activations::default();
+        q.fill(&team, &x, 512, m);
         let bias = values(33, 4);
         let (mut out_a, mut out_b) = (vec![1.0; m * 33], vec![2.0; m * 7]);
         products(
@@ -225,18 +225,22 @@ fn several_matrices_biases_and_sums_are_the_products_one_by_one() {
             assert_eq!(*out, 2.0 + alone);
         }
         let other = packed(&matrix(DType::Q4K, 33, 512, 9));
-        let mut out = vec![0.0; m * 33];
+        // As integers, the gated product is the input of the next one.
+        let mut expected = out_a;
+        crate::silu_mul(&mut expected, &product(kernels::kernels(), 1, &x, &other));
+        let mut gated = Activations::default();
         gated_product(
             &team,
             &q,
             (&a, Some(&bias)),
             (&other, None),
             crate::silu_mul,
-            &mut out,
+            &mut Vec::new(),
+            &mut gated,
         );
-        let mut expected = out_a;
-        crate::silu_mul(&mut expected, &product(kernels::kernels(), 1, &x, &other));
-        assert_eq!(out, expected);
+        let mut direct = Activations::default();
+        direct.fill(&team, &expected, 33, m);
+        assert_eq!(gated.integers, direct.integers);
     }
 }
 
@@ -289,4 +293,107 @@ fn plain_types_stay_as_they_are() {
         (quantised.rows(), quantised.cols(), quantised.bytes()),
         (3, 32, 576)
     );
+}
+
+/// Products of rounded rows by one set, all rows rounded or some of them.
+fn rounded_product(k: &Kernels, integers: usize, x: &[f32], w: &Packed) -> Vec<f32> {
+    let team = Team::new(2);
+    let mut rows = Activations::default();
+    rows.fill(&team, x, w.cols(), integers);
+    let mut out = vec![f32::NAN; x.len() / w.cols() * w.rows()];
+    let product = Product {
+        weight: w,
+        bias: None,
+        out: &mut out,
+        add: false,
+    };
+    products_on(k, &team, &rows, &mut [product]);
+    out
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn rounded_products_are_near_f64(
+        d in 0usize..12, m in 1usize..70, n in 1usize..70, pick in 0usize..6, seed: u32, power in -12i32..12,
+    ) {
+        let dtype = types()[d];
+        let k = columns(dtype, pick);
+        let w = matrix(dtype, n, k, seed.into());
+        let p = packed(&w);
+        let mut x = values(m * k, u64::from(seed) + 1);
+        x.iter_mut().for_each(|x| *x *= 10f32.powi(power));
+        let mut row = vec![0.0; k];
+        for set in [&kernels::PORTABLE, kernels::kernels()] {
+            let out = rounded_product(set, 0, &x, &p);
+            for r in 0..n {
+                w.row(r, &mut row);
+                for (i, x) in x.chunks(k).enumerate() {
+                    let exact: f64 = x.iter().zip(&row).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                    // A weight and an activation are each off by 2⁻⁹ of themselves.
+                    let size: f64 = x.iter().zip(&row).map(|(a, b)| f64::from((a * b).abs())).sum();
+                    let y = f64::from(out[i * n + r]);
+                    prop_assert!((y - exact).abs() <= size * 0.0041 + 1e-30, "{dtype}, {}: {y}, not {exact}", set.name);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_set_decodes_and_rounds_alike(d in 0usize..12, n in 1usize..40, pick in 0usize..6, seed: u32) {
+        let dtype = types()[d];
+        let (p, facts) = (packed(&matrix(dtype, n, columns(dtype, pick), seed.into())), facts(dtype).unwrap());
+        let x: [f32; 32] = values(32, seed.into()).try_into().unwrap();
+        let run = |k: &Kernels| {
+            let mut tiles = vec![rounded::Tiles::ZERO; p.cols().div_ceil(facts.unit) * facts.unit / 32];
+            (k.rounded.decode)(dtype, p.strip(0), 1, &mut tiles);
+            let (mut once, mut rows) = ([0; 32], [[0; 32]; 16]);
+            (k.rounded.round)(&x, &mut once);
+            (k.rounded.round_rows)(&[x[..16].try_into().unwrap(); 9], 1, &mut rows);
+            (tiles.iter().map(|t| t.0).collect::<Vec<_>>(), once, rows)
+        };
+        let expected = run(&kernels::PORTABLE);
+        for set in kernels::all() {
+            prop_assert!(run(set) == expected, "{dtype}: {} differs", set.name);
+        }
+    }
+
+    #[test]
+    fn a_rounded_row_does_not_depend_on_its_batch_nor_on_integers_before_it(
+        d in 0usize..12, m in 2usize..70, n in 1usize..70, pick in 0usize..6, seed: u32, integers in 0usize..40,
+    ) {
+        let dtype = types()[d];
+        let k = columns(dtype, pick);
+        let p = packed(&matrix(dtype, n, k, seed.into()));
+        let x = values(m * k, u64::from(seed) + 1);
+        let (set, integers) = (kernels::kernels(), integers.min(m));
+        let all = rounded_product(set, integers, &x, &p);
+        for (row, (x, y)) in x.chunks(k).zip(all.chunks(n)).enumerate() {
+            let alone = rounded_product(set, usize::from(row < integers), x, &p);
+            prop_assert_eq!(&alone[..], y);
+        }
+    }
+
+    #[test]
+    fn a_gated_product_of_rounded_rows_is_rounded_once(m in 1usize..70, n in 1usize..70, seed: u32) {
+        let (team, k) = (Team::new(2), 256);
+        let [gate, up] = [1, 2].map(|i| packed(&matrix(DType::Q4K, n, k, u64::from(seed) + i)));
+        let x = values(m * k, u64::from(seed));
+        let mut rows = Activations::default();
+        rows.fill(&team, &x, k, m / 3);
+        // Memory that was used for something larger.
+        let mut gated = Activations::default();
+        gated.fill(&team, &values(100 * 99, 5), 99, 3);
+        gated_product(&team, &rows, (&gate, None), (&up, None), crate::silu_mul, &mut Vec::new(), &mut gated);
+        let mut plain = rounded_product(kernels::kernels(), m / 3, &x, &gate);
+        crate::silu_mul(&mut plain, &rounded_product(kernels::kernels(), m / 3, &x, &up));
+        let mut expected = Activations::default();
+        expected.fill(&team, &plain, n, m / 3);
+        prop_assert!(gated.integers == expected.integers);
+        prop_assert_eq!((gated.rows(), gated.cols()), (m, n));
+        for pair in 0..expected.rounded.pairs() {
+            prop_assert!(gated.rounded.pair(pair) == expected.rounded.pair(pair));
+        }
+    }
 }
