@@ -100,6 +100,7 @@ fn main() {
                     window: None,
                     softcap: None,
                     segments: &segments,
+                    rounded_from: usize::MAX,
                     tables: &tables,
                 };
                 let q = values(rows * 32 * 128);

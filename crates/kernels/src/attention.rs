@@ -1,5 +1,8 @@
 //! Attention of new queries over paged keys and values.
 
+#[cfg(target_arch = "x86_64")]
+mod tiles;
+
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -37,6 +40,9 @@ pub struct Attention<'a> {
     pub segments: &'a [Segment],
     /// Page numbers that segments refer to.
     pub tables: &'a [u32],
+    /// Segments that begin at this row or later are computed with queries, keys, values and
+    /// weights rounded to bfloat16, where [tiles](crate::rounds_fast) are there for their shape.
+    pub rounded_from: usize,
 }
 
 /// Queries of one head of keys that share what is decoded of its pages.
@@ -98,8 +104,12 @@ fn attend_on(isa: &Isa, team: &Team, a: &Attention<'_>, q: &[f32], kv: &KvPages,
     assert!(end <= rows);
 
     let group = a.heads / shape.heads;
-    let rows_in_block = (QUERIES / group).max(1);
-    let blocks = |s: &Segment| s.rows.len().div_ceil(rows_in_block);
+    let tiled = |s: &Segment| s.rows.start >= a.rounded_from && tiles_available(shape);
+    let rows_in_block = |s: &Segment| {
+        let queries = if tiled(s) { TILED } else { QUERIES };
+        (queries / group).max(1)
+    };
+    let blocks = |s: &Segment| s.rows.len().div_ceil(rows_in_block(s));
     let total: usize = a.segments.iter().map(blocks).sum();
     let out = Disjoint::new(out);
     team.run(total * shape.heads, &|task| {
@@ -114,7 +124,7 @@ fn attend_on(isa: &Isa, team: &Team, a: &Attention<'_>, q: &[f32], kv: &KvPages,
             return; // There are exactly `total` blocks.
         };
         // The last rows see most: begin with them, so that no thread ends with a long task.
-        let first = (blocks(segment) - 1 - block) * rows_in_block;
+        let first = (blocks(segment) - 1 - block) * rows_in_block(segment);
         SCRATCH.with_borrow_mut(|scratch| {
             let work = Work {
                 a,
@@ -125,12 +135,25 @@ fn attend_on(isa: &Isa, team: &Team, a: &Attention<'_>, q: &[f32], kv: &KvPages,
                 group,
                 pages: &a.tables[segment.pages.clone()],
                 row: segment.rows.start + first,
-                rows: rows_in_block.min(segment.rows.len() - first),
+                rows: rows_in_block(segment).min(segment.rows.len() - first),
                 position: segment.position + first,
             };
-            (isa.attend)(&work, scratch);
+            match tiled(segment) {
+                #[cfg(target_arch = "x86_64")]
+                true => tiles::work(&work),
+                _ => (isa.attend)(&work, scratch),
+            }
         });
     });
+}
+
+#[cfg(target_arch = "x86_64")]
+use tiles::{QUERIES as TILED, available as tiles_available};
+#[cfg(not(target_arch = "x86_64"))]
+const TILED: usize = QUERIES;
+#[cfg(not(target_arch = "x86_64"))]
+fn tiles_available(_: crate::KvShape) -> bool {
+    false
 }
 
 /// A few rows of one segment against one head of keys and values.
@@ -614,6 +637,23 @@ mod tests {
         /// Positions before the new rows, and new rows, of each sequence.
         lengths: Vec<(usize, usize)>,
         seed: u64,
+        /// All values are multiples of 1/32, which every type holds exactly, and rows are
+        /// rounded to bfloat16, which leaves them as they are.
+        rounded: bool,
+    }
+
+    impl Case {
+        fn values(&self, n: usize, seed: u64) -> Vec<f32> {
+            let mut all = values(n, seed);
+            if self.rounded {
+                all.iter_mut().for_each(|v| *v = (*v * 32.0).round() / 32.0);
+            }
+            all
+        }
+
+        fn rounded_from(&self) -> usize {
+            if self.rounded { 0 } else { usize::MAX }
+        }
     }
 
     fn cases() -> impl Strategy<Value = Case> {
@@ -653,6 +693,7 @@ mod tests {
                         softcap,
                         lengths,
                         seed: seed.into(),
+                        rounded: false,
                     }
                 },
             )
@@ -694,11 +735,11 @@ mod tests {
         let (mut segments, mut row, mut page) = (Vec::new(), 0, 0);
         for (s, &(before, rows)) in lengths.iter().enumerate() {
             let table = page..page + needed((before, rows));
-            let k = values(
+            let k = case.values(
                 (before + rows) * shape.heads * shape.k_dim,
                 seed + 2 * s as u64,
             );
-            let v = values(
+            let v = case.values(
                 (before + rows) * shape.heads * shape.v_dim,
                 seed + 2 * s as u64 + 1,
             );
@@ -723,7 +764,7 @@ mod tests {
             });
             row += rows;
         }
-        let q = values(row * shape.heads * group * shape.k_dim, seed + 99);
+        let q = case.values(row * shape.heads * group * shape.k_dim, seed + 99);
         Batch {
             pages,
             tables,
@@ -741,6 +782,7 @@ mod tests {
             softcap: case.softcap,
             segments,
             tables,
+            rounded_from: case.rounded_from(),
         }
     }
 
@@ -833,7 +875,21 @@ mod tests {
         }
 
         #[test]
-        fn a_token_does_not_depend_on_its_batch_or_chunk(case in cases(), cut in 1usize..40) {
+        fn rounded_attention_agrees_with_its_definition(mut case in cases()) {
+            case.rounded = true;
+            let b = batch(&case);
+            let expected = naive(&case, &b);
+            for (y, e) in run(isa(), 2, &case, &b, &b.segments).iter().zip(&expected) {
+                // Weights are off by 2⁻⁹, and values are below 2.
+                prop_assert!((f64::from(*y) - e).abs() < 5e-3, "{y}, not {e}");
+            }
+        }
+
+        #[test]
+        fn a_token_does_not_depend_on_its_batch_or_chunk(
+            mut case in cases(), cut in 1usize..40, rounded in any::<bool>(),
+        ) {
+            case.rounded = rounded;
             let b = batch(&case);
             for isa in isa::all() {
                 let all = run(isa, 1, &case, &b, &b.segments);
@@ -858,11 +914,11 @@ mod tests {
     fn a_value_that_is_not_finite_stays_with_those_who_see_it() {
         let shape = KvShape {
             heads: 1,
-            k_dim: 16,
+            k_dim: 32,
             v_dim: 16,
             v_in_k: false,
         };
-        for group in [1, 2, 3, 7] {
+        for (group, rounded) in [1, 2, 3, 7].into_iter().flat_map(|g| [(g, false), (g, true)]) {
             let case = Case {
                 shape,
                 kv: KvType::F16,
@@ -871,10 +927,11 @@ mod tests {
                 softcap: None,
                 lengths: vec![(5, 9)],
                 seed: 3,
+                rounded,
             };
             let mut b = batch(&case);
             // The last row's value is above what f16 holds.
-            b.pages.write(1, b.tables[0], 13, &[0.5; 16], &[1e6; 16]);
+            b.pages.write(1, b.tables[0], 13, &[0.5; 32], &[1e6; 16]);
             for isa in isa::all() {
                 let out = run(isa, 1, &case, &b, &b.segments);
                 let (before, last) = out.split_at(8 * group * 16);
@@ -901,6 +958,7 @@ mod tests {
             softcap: None,
             lengths,
             seed: 1,
+            rounded: false,
         };
         let mut b = batch(&case);
         let all = run(&isa::PORTABLE, 1, &case, &b, &b.segments);

@@ -239,6 +239,7 @@ impl Decoder {
             softcap: c.attention_softcap,
             segments: &batch.segments,
             tables: &batch.tables,
+            rounded_from: integers,
         };
         let q = &s.q[..rows * c.heads * shape.k_dim];
         attend(
