@@ -10,11 +10,11 @@ use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::{CHUNK, TOKENS, Work, weigh};
+use super::{CHUNK, TOKENS, Work};
 use crate::amx::Shape;
 use crate::kv::PageHead;
 use crate::simd::{Avx512, Sixteen};
-use crate::{KvShape, PAGE_TOKENS};
+use crate::{KvShape, KvType, PAGE_TOKENS};
 
 /// Queries that share what is decoded of a chunk.
 pub(super) const QUERIES: usize = 128;
@@ -50,8 +50,17 @@ struct Scratch {
     values: Vec<Tile>,
     /// `[query][v_dim / 16]`.
     sums: Vec<Sums>,
-    /// Largest score and sum of weights of each query.
-    state: Vec<[f32; 2]>,
+    /// One for each tile of queries.
+    states: Vec<State>,
+}
+
+/// What a tile's queries have seen so far.
+#[derive(Clone, Copy)]
+struct State {
+    /// The largest score of each query.
+    largest: [f32; ROWS],
+    /// The sum of its weights, which are relative to the largest, by lane.
+    weights: [[f32; 16]; ROWS],
 }
 
 thread_local! {
@@ -61,7 +70,7 @@ thread_local! {
             keys: Vec::new(),
             values: Vec::new(),
             sums: Vec::new(),
-            state: Vec::new(),
+            states: Vec::new(),
         })
     };
 }
@@ -111,8 +120,9 @@ fn attend(w: &Work<'_>, scratch: &mut Scratch) {
     scratch.values.resize(wide * 2, zero);
     scratch.sums.clear();
     scratch.sums.resize(tiles * ROWS * wide, Sums([0.0; 16]));
-    scratch.state.clear();
-    scratch.state.resize(tiles * ROWS, [f32::NEG_INFINITY, 0.0]);
+    let unseen = State { largest: [f32::NEG_INFINITY; ROWS], weights: [[0.0; 16]; ROWS] };
+    scratch.states.clear();
+    scratch.states.resize(tiles, unseen);
 
     let query_at = |i: usize| (w.row + i / w.group) * a.heads + w.head * w.group + i % w.group;
     for i in 0..tiles * ROWS {
@@ -142,6 +152,16 @@ fn attend(w: &Work<'_>, scratch: &mut Scratch) {
         for page in pages.clone() {
             keys(w, w.pages[chunk * CHUNK + page], page, &mut scratch.keys);
         }
+        let scales = (w.kv.kv_type() == KvType::Q8).then(|| {
+            let mut all = [[[0.0; 16]; CHUNK]; 2];
+            for page in pages.clone() {
+                let id = w.pages[chunk * CHUNK + page];
+                all[0][page] = *w.kv.key_scales(a.layer, id, w.head);
+                all[1][page] = *w.kv.value_scales(a.layer, id, w.head);
+            }
+            all
+        });
+        let scales = scales.as_ref();
         let strange = values(w, chunk, pages.clone(), read, &mut scratch.values);
         for (tile, queries) in scratch.queries.chunks_exact(deep).enumerate() {
             let within = |position: usize| position.clamp(first, first + TOKENS) - first;
@@ -150,20 +170,20 @@ fn attend(w: &Work<'_>, scratch: &mut Scratch) {
                 continue;
             }
             multiply_keys(queries, &scratch.keys, &mut scores);
-            let sums = &mut scratch.sums[start * wide..][..ROWS * wide];
-            let states = &mut scratch.state[start..][..ROWS];
-            for (q, (scores, state)) in scores.0.iter_mut().zip(states).enumerate() {
+            let mut masks = [0u64; ROWS];
+            for (q, mask) in masks.iter_mut().enumerate() {
                 let slots = within(seen(start + q).start)..within(seen(start + q).end);
-                let sums = &mut sums[q * wide..][..wide];
-                weigh(s, w, chunk, pages.clone(), slots.clone(), scores, state, flat(sums));
-                // A weight of 0 times what is not finite is not 0, so its row is 0 in the
-                // tile, and those who see it are told here.
-                if strange != 0 && slots.clone().any(|t| strange >> t & 1 == 1) {
-                    state[1] = f32::NAN;
-                }
-                for (scores, weights) in scores.as_chunks::<WIDE>().0.iter().zip(&mut weights) {
-                    let (low, high) = scores.split_at(16);
-                    pack_in_order(load(low), load(high), &mut weights.0[q]);
+                let below = |n: usize| u64::MAX.checked_shr(64 - n as u32).unwrap_or(0);
+                *mask = below(slots.end) & !below(slots.start);
+            }
+            let sums = &mut scratch.sums[start * wide..][..ROWS * wide];
+            let state = &mut scratch.states[tile];
+            weigh(w, scales, &masks, &mut scores, state, sums, &mut weights);
+            // A weight of 0 times what is not finite is not 0, so its row is 0 in the tile, and
+            // those who see it are told here.
+            for (weights, mask) in state.weights.iter_mut().zip(&masks) {
+                if mask & strange != 0 {
+                    *weights = [f32::NAN; 16];
                 }
             }
             multiply_values(&weights, &scratch.values, sums);
@@ -172,9 +192,84 @@ fn attend(w: &Work<'_>, scratch: &mut Scratch) {
     for (i, sums) in scratch.sums.chunks_exact_mut(wide).enumerate().take(queries) {
         // SAFETY: the outputs of this query belong to this task, by the contract of `Work`.
         let out = unsafe { w.out.part(query_at(i) * shape.v_dim, shape.v_dim) };
-        let inverse = 1.0 / scratch.state[i][1];
+        let weights = s.load(&scratch.states[i / ROWS].weights[i % ROWS]);
+        let inverse = 1.0 / s.sum_lanes(weights);
         for (o, v) in out.iter_mut().zip(flat(sums)) {
             *o = *v * inverse;
+        }
+    }
+}
+}
+
+avx512! {
+/// Turns the scores of a tile's queries into weights relative to the largest score so far; tokens
+/// outside a query's mask get weight 0. When a query's largest changes, what was summed under
+/// the old one shrinks. Scales are those of a chunk's keys and values.
+fn weigh(
+    w: &Work<'_>,
+    scales: Option<&[[[f32; 16]; CHUNK]; 2]>,
+    masks: &[u64; ROWS],
+    scores: &mut Scores,
+    state: &mut State,
+    sums: &mut [Sums],
+    weights: &mut [Tile; 2],
+) {
+    let s = Avx512::here();
+    let scale = s.splat(w.a.scale);
+    let nothing = s.splat(f32::NEG_INFINITY);
+    let part = |mask: u64, page: usize| (mask >> (page * PAGE_TOKENS)) as u16;
+    let mut largest = [0.0; ROWS];
+    for ((scores, mask), largest) in scores.0.iter_mut().zip(masks).zip(&mut largest) {
+        let mut most = nothing;
+        for (page, scores) in scores.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            let mut x = s.mul(s.load(scores), scale);
+            if let Some([keys, _]) = scales {
+                x = s.mul(x, s.load(&keys[page]));
+            }
+            if let Some(cap) = w.a.softcap {
+                x = s.mul(s.splat(cap), s.tanh(s.mul(x, s.splat(1.0 / cap))));
+            }
+            let x = _mm512_mask_mov_ps(nothing, part(*mask, page), x);
+            s.store(x, scores);
+            most = s.max(x, most);
+        }
+        *largest = s.max_lane(most);
+    }
+    let old = s.load(&state.largest);
+    let new = s.max(s.load(&largest), old);
+    s.store(new, &mut state.largest);
+    // Where nothing has been seen yet, there is nothing to shrink.
+    let grown = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(new, old);
+    let mut shrink = [0.0; ROWS];
+    s.store(_mm512_mask_mov_ps(s.splat(1.0), grown, s.exp(s.sub(old, new))), &mut shrink);
+    let wide = sums.len() / ROWS;
+    for q in (0..ROWS).filter(|q| grown >> q & 1 == 1) {
+        let shrink = s.splat(shrink[q]);
+        for sum in &mut sums[q * wide..][..wide] {
+            s.store(s.mul(s.load(&sum.0), shrink), &mut sum.0);
+        }
+        let total = &mut state.weights[q];
+        s.store(s.mul(s.load(total), shrink), total);
+    }
+    for (q, (scores, mask)) in scores.0.iter().zip(masks).enumerate() {
+        let largest = s.splat(state.largest[q]);
+        let mut each = [largest; CHUNK];
+        let mut total = s.load(&state.weights[q]);
+        for (page, scores) in scores.as_chunks::<16>().0.iter().enumerate() {
+            let weight = s.exp(s.sub(s.load(scores), largest));
+            each[page] = _mm512_maskz_mov_ps(part(*mask, page), weight);
+            total = s.add(total, each[page]);
+        }
+        s.store(total, &mut state.weights[q]);
+        if let Some([_, values]) = scales {
+            for (page, (each, values)) in each.iter_mut().zip(values).enumerate() {
+                // The scale of a token that is not there may be anything.
+                let scaled = s.mul(*each, s.load(values));
+                *each = _mm512_maskz_mov_ps(part(*mask, page), scaled);
+            }
+        }
+        for (half, weights) in weights.iter_mut().enumerate() {
+            pack_in_order(each[2 * half], each[2 * half + 1], &mut weights.0[q]);
         }
     }
 }
