@@ -234,7 +234,6 @@ impl Loop {
         }
     }
 
-
     /// Runs the batch. A panic in the executor becomes an error.
     fn forward(&mut self) -> Result<(), String> {
         let (executor, batch, outputs) = (&mut self.executor, &self.batch, &mut self.outputs);

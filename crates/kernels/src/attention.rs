@@ -918,7 +918,10 @@ mod tests {
             v_dim: 16,
             v_in_k: false,
         };
-        for (group, rounded) in [1, 2, 3, 7].into_iter().flat_map(|g| [(g, false), (g, true)]) {
+        for (group, rounded) in [1, 2, 3, 7]
+            .into_iter()
+            .flat_map(|g| [(g, false), (g, true)])
+        {
             let case = Case {
                 shape,
                 kv: KvType::F16,

@@ -189,7 +189,13 @@ impl Encoder {
                 v,
                 attended,
             );
-            read(team, (attended, integers), &w.output, &mut s.converted, result);
+            read(
+                team,
+                (attended, integers),
+                &w.output,
+                &mut s.converted,
+                result,
+            );
             add_assign(result, state);
             layer_norm(
                 result,

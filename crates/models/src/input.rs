@@ -160,10 +160,7 @@ impl<'a> Input<'a> {
             };
         }
         let width = w.gate.weight.rows();
-        let (gate, up) = (
-            sized(gate, self.rows * width),
-            sized(up, self.rows * width),
-        );
+        let (gate, up) = (sized(gate, self.rows * width), sized(up, self.rows * width));
         let reads = [(&w.gate, &mut *gate), (&w.up, &mut *up)];
         self.products(team, reads.map(|(linear, out)| Read { linear, out }));
         let up = &*up;

@@ -65,7 +65,12 @@ pub(crate) fn forward(
             team,
             activation,
             expert,
-            (gathered, visits().filter(|slot| slot / rules.per_token < integers).count()),
+            (
+                gathered,
+                visits()
+                    .filter(|slot| slot / rules.per_token < integers)
+                    .count(),
+            ),
             (&mut s.converted, &mut s.ffn),
             computed,
         );

@@ -340,7 +340,6 @@ fn direct_rows<F: Format, const M: usize>(
     let x_codes = x.codes;
     let (x_sums, x_slab_sums) = (x.sums.as_chunks::<4>().0, x.slab_sums.as_chunks::<2>().0);
     let mut acc = [_mm512_setzero_ps(); M];
-    let ahead = AHEAD[usize::from(strip.len() < AHEAD[0] / 2)];
     for (u, unit) in strip.chunks_exact(F::UNIT_BYTES).enumerate() {
         let [scale, minimum] = outer::<F>(unit);
         for g in 0..F::UNIT / GROUP {
@@ -353,11 +352,8 @@ fn direct_rows<F: Format, const M: usize>(
             for half in 0..2 {
                 let slab = 2 * g + half;
                 let bytes = &unit[slab * F::SLAB_BYTES..][..F::SLAB_BYTES];
-                // Further than one page's streams can foresee; into the second-level cache.
-                let ahead = bytes.as_ptr().wrapping_add(ahead);
-                for line in 0..F::BITS {
-                    _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(64 * line).cast());
-                }
+                let after = if slab + 1 == F::UNIT / SLAB { F::UNIT_BYTES } else { (slab + 1) * F::SLAB_BYTES };
+                ask_ahead(bytes.as_ptr(), (after - slab * F::SLAB_BYTES) / 64);
                 let codes = codes::<F>(bytes);
                 for part in 0..SLAB / F::BLOCK {
                     let block = slab * (SLAB / F::BLOCK) + part;
@@ -405,9 +401,30 @@ fn direct_rows<F: Format, const M: usize>(
 }
 }
 
-/// Bytes between what is read and what is asked for: measured, for strips that come from memory
-/// and for the short ones of models that stay in the caches.
-const AHEAD: [usize; 2] = [16 << 10, 2 << 10];
+/// Asks for what follows some lines of a stream. The processor reads ahead by itself, but each
+/// line is touched only once here, which it takes for a weaker hint, and it stops at the end of
+/// a page. So each line is asked for a little ahead, and the first lines of the next page while
+/// this one is begun: one matrix after the other, 77 → 84 % of the memory's rate. Much further
+/// ahead, requests wait for memory in the few buffers between the first two caches, and keep
+/// others out of these.
+#[inline(always)]
+fn ask_ahead(at: *const u8, lines: usize) {
+    const NEAR: usize = 27 * 64;
+    const NEXT_PAGE: usize = 12;
+    let into_page = at as usize % 4096;
+    // SAFETY: a hint, which never faults.
+    unsafe {
+        for line in 0..lines {
+            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(NEAR + 64 * line).cast());
+        }
+        if into_page < 64 * lines {
+            let page = at.wrapping_add(4096 - into_page);
+            for line in 0..NEXT_PAGE {
+                _mm_prefetch::<_MM_HINT_T1>(page.wrapping_add(64 * line).cast());
+            }
+        }
+    }
+}
 
 avx512! {
 fn panel(p: &Panel, x: RowBlock<'_>, out: &mut [[f32; STRIP]]) {

@@ -81,7 +81,13 @@ pub(super) fn products_on(k: &Kernels, team: &Team, x: &Activations, all: &mut [
 /// Products that go where they belong as they are.
 struct Plain<'a> {
     /// The first strip of each, its weights, bias, whether it adds, and where it goes.
-    jobs: [Option<(usize, &'a Packed, Option<&'a [f32]>, bool, Disjoint<'a, f32>)>; 4],
+    jobs: [Option<(
+        usize,
+        &'a Packed,
+        Option<&'a [f32]>,
+        bool,
+        Disjoint<'a, f32>,
+    )>; 4],
 }
 
 impl<'a> Plain<'a> {
@@ -89,7 +95,13 @@ impl<'a> Plain<'a> {
     fn find(
         &self,
         strip: usize,
-    ) -> &(usize, &'a Packed, Option<&'a [f32]>, bool, Disjoint<'a, f32>) {
+    ) -> &(
+        usize,
+        &'a Packed,
+        Option<&'a [f32]>,
+        bool,
+        Disjoint<'a, f32>,
+    ) {
         let mut found = self.jobs.iter().flatten().filter(|job| job.0 <= strip);
         found.next_back().expect("the first begins at 0")
     }
@@ -317,7 +329,11 @@ impl Integers {
             let bytes = WAYS * STRIP * x.groups() * GROUP;
             fair.min((UNPACKED / bytes).max(1))
         };
-        Some(Integers { together, alone, width })
+        Some(Integers {
+            together,
+            alone,
+            width,
+        })
     }
 
     fn multiply<const WAYS: usize>(
@@ -392,7 +408,8 @@ fn multiply_rounded<const WAYS: usize>(
     let pairs = (strips.len() * WAYS).div_ceil(2);
     let chunk = x.tiles().min(ROUNDED.1 / TILE);
     let chunks = x.tiles().div_ceil(chunk);
-    work.tiles.resize((pairs * chunk).max(work.tiles.len()), Tiles::ZERO);
+    work.tiles
+        .resize((pairs * chunk).max(work.tiles.len()), Tiles::ZERO);
     let kept = if chunks > 1 { x.pairs() * pairs } else { 1 };
     work.sums.resize(kept.max(work.sums.len()), PairSums::ZERO);
     let entered = (k.rounded.enter)();
@@ -413,7 +430,12 @@ fn multiply_rounded<const WAYS: usize>(
             let facts = facts(w.dtype()).expect("only such types are packed");
             let (unit, size) = (facts.unit / TILE, facts.unit_bytes);
             let units = columns.start / unit * size..columns.end.div_ceil(unit) * size;
-            (k.rounded.decode)(w.dtype(), &w.strip(strip)[units], i % 2, &mut here[..columns.len()]);
+            (k.rounded.decode)(
+                w.dtype(),
+                &w.strip(strip)[units],
+                i % 2,
+                &mut here[..columns.len()],
+            );
         }
         for pair in 0..x.pairs() {
             let rows = &x.pair(pair)[columns.clone()];
@@ -421,7 +443,10 @@ fn multiply_rounded<const WAYS: usize>(
                 let at = if chunks > 1 { pair * pairs + p } else { 0 };
                 let sums = &mut work.sums[at];
                 if c + 1 == chunks {
-                    job.ready(outputs(p).start, rows_of(pair, 0).start..rows_of(pair, 1).end);
+                    job.ready(
+                        outputs(p).start,
+                        rows_of(pair, 0).start..rows_of(pair, 1).end,
+                    );
                 }
                 let tiles = &tiles[..columns.len()];
                 (k.rounded.multiply)(&entered, rows, tiles, c > 0, sums);

@@ -59,7 +59,7 @@ pub(crate) struct RoundedKernels {
     pub(crate) decode: fn(DType, units: &[u8], half: usize, out: &mut [Tiles]),
     /// Readies this thread's tiles.
     pub(crate) enter: fn() -> Option<Entered>,
-    /// Multiplies two blocks of rows with two strips, and adds to the sums if told so. 
+    /// Multiplies two blocks of rows with two strips, and adds to the sums if told so.
     pub(crate) multiply: fn(&Option<Entered>, &[Tiles], &[Tiles], add: bool, &mut PairSums),
 }
 
