@@ -8,8 +8,10 @@
 
 pub mod gguf;
 mod map;
+mod replace;
 pub mod safetensors;
 pub mod template;
 pub mod tokenizer;
 
-pub use map::release;
+pub use map::{map, release};
+pub use replace::replace;

@@ -35,7 +35,7 @@ static LIVE: Mutex<Vec<Weak<Mmap>>> = Mutex::new(Vec::new());
 /// When the path cannot be opened, is no regular file (a pipe would block, a device has no
 /// length), or cannot be mapped.
 #[allow(unsafe_code)]
-pub(crate) fn map(path: &Path) -> io::Result<Bytes> {
+pub fn map(path: &Path) -> io::Result<Bytes> {
     if !std::fs::metadata(path)?.is_file() {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,

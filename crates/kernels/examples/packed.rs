@@ -46,7 +46,8 @@ fn main() {
             let (n, k) = (8192, 2048);
             let stored = matrix(dtype, n, k);
             let start = Instant::now();
-            let packed = Packed::pack(&team, &[&stored], &mut |_| {}).expect("memory");
+            let memory = Packed::pack(&team, &[&stored], &mut |_| {}).expect("memory");
+            let packed = Packed::within([&stored].into_iter(), &memory).expect("its own");
             let w = &packed[0];
             let packing = start.elapsed().as_secs_f64();
             print!(

@@ -39,10 +39,11 @@ pub use matmul::matmul;
 pub use matrix::{Matrix, MatrixError};
 pub use norm::{layer_norm, rms_norm, rms_norm_in_place};
 pub use packed::{
-    Activations, Packed, Product, gated_product, packed_kernels, packs, products, rounds_fast,
+    Activations, PACKED_VERSION, Packed, Product, gated_product, packed_kernels, packs, products,
+    rounds_fast,
 };
 pub use peak::{Peak, bf16_peak, f32_peak, int8_peak, read_bandwidth};
 pub use rotary::{RopeStyle, rotate};
 pub use sampling::{argmax, log_softmax_in_place, softmax_in_place};
 pub use team::Team;
-pub use weight::Weight;
+pub use weight::{Packer, Weight};

@@ -44,6 +44,8 @@ pub use activations::Activations;
 pub use kernels::{packed_kernels, rounds_fast};
 pub use product::{Product, gated_product, products};
 
+use std::cell::RefCell;
+
 use bytes::Bytes;
 use half::f16;
 use memmap2::MmapMut;
@@ -51,7 +53,8 @@ use memmap2::MmapMut;
 use crate::{DType, Matrix, Team};
 use codes::RowUnit;
 use kernels::kernels;
-use layout::{Facts, Format, SLAB, STRIP, facts, with_format};
+use layout::{Facts, Format, SLAB, STRIP, facts};
+use panel::Panel;
 
 /// A weight matrix in strips of 16 rows. Cloning shares the bytes.
 #[derive(Debug, Clone)]
@@ -62,6 +65,9 @@ pub struct Packed {
     /// Strip after strip; each starts on a cache line.
     data: Bytes,
 }
+
+/// Number of the layout: packed bytes of another one are not understood.
+pub const PACKED_VERSION: u32 = 1;
 
 /// Whether matrices of this type can be packed.
 pub fn packs(dtype: DType) -> bool {
@@ -82,42 +88,46 @@ impl Packed {
         team: &Team,
         stored: &[&Matrix],
         done: &mut dyn FnMut(Bytes),
-    ) -> std::io::Result<Vec<Packed>> {
-        let size = |w: &Matrix| {
-            let facts = facts(w.dtype()).expect("the type is one that is packed");
-            (strip_bytes(facts, w.cols()), w.rows().div_ceil(STRIP))
-        };
-        let total: usize = stored
-            .iter()
-            .map(|w| size(w))
-            .map(|(bytes, n)| bytes * n)
-            .sum();
+    ) -> std::io::Result<Bytes> {
+        let total: usize = stored.iter().map(|w| packed_bytes(w)).sum();
         let mut memory = MmapMut::map_anon(total.max(1))?;
         // Fewer, larger pages: a decode step walks through all of them. A hint; it may fail.
         #[cfg(target_os = "linux")]
         let _ = memory.advise(memmap2::Advice::HugePage);
         let mut rest = &mut memory[..total];
         for w in stored {
-            let (bytes, strips) = size(w);
-            let (out, after) = rest.split_at_mut(bytes * strips);
-            pack_matrix(team, w, bytes, out, done);
+            let (out, after) = rest.split_at_mut(packed_bytes(w));
+            pack_matrix(team, w, out, done);
             rest = after;
         }
-        let memory = Bytes::from_owner(memory);
+        Ok(Bytes::from_owner(memory).slice(..total))
+    }
+
+    /// The matrices that [`pack`](Packed::pack) has put into some memory; `None` if it is not as
+    /// long as it would have to be.
+    ///
+    /// # Panics
+    /// When a matrix is of a type that is not packed.
+    pub fn within<'a>(
+        stored: impl Iterator<Item = &'a Matrix>,
+        memory: &Bytes,
+    ) -> Option<Vec<Packed>> {
         let mut start = 0;
-        Ok(stored
-            .iter()
-            .map(|w| {
-                let (bytes, strips) = size(w);
-                start += bytes * strips;
-                Packed {
-                    dtype: w.dtype(),
-                    rows: w.rows(),
-                    cols: w.cols(),
-                    data: memory.slice(start - bytes * strips..start),
-                }
-            })
-            .collect())
+        let mut all = Vec::new();
+        for w in stored {
+            let end = start + packed_bytes(w);
+            if end > memory.len() {
+                return None;
+            }
+            all.push(Packed {
+                dtype: w.dtype(),
+                rows: w.rows(),
+                cols: w.cols(),
+                data: memory.slice(start..end),
+            });
+            start = end;
+        }
+        (start == memory.len()).then_some(all)
     }
 
     /// The type that was packed.
@@ -147,8 +157,18 @@ impl Packed {
     pub fn row(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         assert_eq!(out.len(), self.cols);
-        let (strip, lane) = (self.strip(row / STRIP), row % STRIP);
-        with_format!(self.dtype, decode_row(strip, lane, out));
+        let lane = row % STRIP;
+        ROW_PANEL.with_borrow_mut(|panel| {
+            (kernels().unpack)(self.dtype, self.strip(row / STRIP), false, panel);
+            for (column, out) in out.iter_mut().enumerate() {
+                let code = panel.codes[column / 4].0[lane * 4 + column % 4];
+                let block = column / panel.block;
+                *out = panel.scales[block][lane] * (i32::from(code) - panel.zero) as f32;
+                if let Some(minima) = panel.minima.get(block) {
+                    *out -= minima[lane];
+                }
+            }
+        });
     }
 
     pub(crate) fn strips(&self) -> usize {
@@ -162,11 +182,23 @@ impl Packed {
     }
 }
 
-/// Bytes of stored weights that are packed before they are handed on.
-const PIECE: usize = 16 << 20;
+thread_local! {
+    /// The strip of a row that is decoded.
+    static ROW_PANEL: RefCell<Panel> = const { RefCell::new(Panel::new()) };
+}
 
-/// Packs a matrix, whose strips have so many bytes, into `out`.
-fn pack_matrix(team: &Team, w: &Matrix, strip: usize, out: &mut [u8], done: &mut dyn FnMut(Bytes)) {
+/// Bytes of a matrix when it is packed.
+fn packed_bytes(w: &Matrix) -> usize {
+    let facts = facts(w.dtype()).expect("the type is one that is packed");
+    strip_bytes(facts, w.cols()) * w.rows().div_ceil(STRIP)
+}
+
+/// Bytes of stored weights that are packed before they are handed on.
+const PIECE: usize = 4 << 20;
+
+/// Packs a matrix into `out`.
+fn pack_matrix(team: &Team, w: &Matrix, out: &mut [u8], done: &mut dyn FnMut(Bytes)) {
+    let strip = out.len() / w.rows().div_ceil(STRIP).max(1);
     let row = w.row_bytes();
     let piece = (PIECE / (STRIP * row).max(1)).max(1);
     for (i, out) in out.chunks_mut(piece * strip).enumerate() {
@@ -288,19 +320,4 @@ pub(crate) fn code_of<F: Format>(slab: &[u8], column: usize, lane: usize) -> u8 
         code = (crate::block::IQ4[usize::from(code)] as u8) ^ 0x80;
     }
     code
-}
-
-fn decode_row<F: Format>(strip: &[u8], lane: usize, out: &mut [f32]) {
-    let units = strip.chunks_exact(F::UNIT_BYTES);
-    for (unit, out) in units.zip(out.chunks_mut(F::UNIT)) {
-        for (column, out) in out.iter_mut().enumerate() {
-            let slab = &unit[column / SLAB * F::SLAB_BYTES..][..F::SLAB_BYTES];
-            let code = i32::from(code_of::<F>(slab, column % SLAB, lane)) - F::ZERO;
-            let (scale, minimum) = scale_of::<F>(unit, column / F::BLOCK, lane);
-            *out = scale * code as f32;
-            if F::MINIMA {
-                *out -= minimum;
-            }
-        }
-    }
 }

@@ -14,31 +14,66 @@ pub enum Weight {
     Packed(Packed),
 }
 
-impl Weight {
-    /// Packs the stored matrices of quantised types; leaves others as they are. See
-    /// [`Packed::pack`].
+/// Stored weights that are to be packed, in one run of memory.
+#[derive(Debug)]
+pub struct Packer<'a> {
+    weights: Vec<&'a mut Weight>,
+}
+
+impl<'a> Packer<'a> {
+    /// Takes the stored matrices of quantised types; others stay as they are.
+    pub fn new(weights: impl IntoIterator<Item = &'a mut Weight>) -> Packer<'a> {
+        let quantised = |w: &&mut Weight| matches!(w, Weight::Stored(w) if packs(w.dtype()));
+        Packer {
+            weights: weights.into_iter().filter(quantised).collect(),
+        }
+    }
+
+    /// The matrices, in the order in which they lie in memory when they are packed.
+    pub fn stored(&self) -> impl Iterator<Item = &Matrix> {
+        self.weights.iter().filter_map(|w| match &**w {
+            Weight::Stored(w) => Some(w),
+            Weight::Packed(_) => None,
+        })
+    }
+
+    /// Packs them and gives the memory in which they lie; see [`Packed::pack`].
     ///
     /// # Errors
     /// When the memory cannot be had; then nothing is changed.
-    pub fn pack(
-        team: &Team,
-        weights: Vec<&mut Weight>,
-        done: &mut dyn FnMut(Bytes),
-    ) -> std::io::Result<()> {
-        let quantised = |w: &Weight| matches!(w, Weight::Stored(w) if packs(w.dtype()));
-        let weights: Vec<_> = weights.into_iter().filter(|w| quantised(w)).collect();
-        let stored: Vec<&Matrix> = weights
-            .iter()
-            .filter_map(|w| match w {
-                Weight::Stored(w) => Some(w),
-                Weight::Packed(_) => None,
-            })
-            .collect();
-        let packed = Packed::pack(team, &stored, done)?;
-        for (weight, packed) in weights.into_iter().zip(packed) {
+    pub fn pack(self, team: &Team, done: &mut dyn FnMut(Bytes)) -> std::io::Result<Bytes> {
+        let stored: Vec<&Matrix> = self.stored().collect();
+        let memory = Packed::pack(team, &stored, done)?;
+        Ok(self.adopt(memory.clone()).expect("it was made for them"))
+    }
+
+    /// Takes memory in which the same matrices, or equal ones, have been packed before, by the
+    /// same [version](crate::PACKED_VERSION) of the layout. Gives it back if it is not as long
+    /// as it would have to be.
+    ///
+    /// # Errors
+    /// With the memory, when it is of another length; then nothing is changed.
+    pub fn adopt(self, memory: Bytes) -> Result<Bytes, Bytes> {
+        let Some(packed) = Packed::within(self.stored(), &memory) else {
+            return Err(memory);
+        };
+        for (weight, packed) in self.weights.into_iter().zip(packed) {
             *weight = Weight::Packed(packed);
         }
-        Ok(())
+        Ok(memory)
+    }
+}
+
+impl Weight {
+    /// Decodes one row into `out`, of as many values as there are columns.
+    ///
+    /// # Panics
+    /// When the row or the length of `out` is out of range.
+    pub fn row(&self, row: usize, out: &mut [f32]) {
+        match self {
+            Weight::Stored(w) => w.row(row, out),
+            Weight::Packed(w) => w.row(row, out),
+        }
     }
 
     /// Whether products read 8-bit activations.

@@ -1,10 +1,9 @@
 //! The forward pass of every decoder: one flat batch through all layers.
 //! A row's result does not depend on the other rows, so batching never changes an answer.
 
-use bytes::Bytes;
 use sedge_kernels::{
-    Activations, Attention, KvPages, PAGE_TOKENS, Segment, Team, add_assign, attend, matmul,
-    rms_norm, rms_norm_in_place, rotate, scale, softcap,
+    Activations, Attention, KvPages, PAGE_TOKENS, Packer, Segment, Team, add_assign, attend,
+    matmul, rms_norm, rms_norm_in_place, rotate, scale, softcap,
 };
 
 use crate::batch::{Batch, Outputs};
@@ -61,9 +60,14 @@ impl Decoder {
         })
     }
 
-    /// Packs the weights; see [`Model::pack`](crate::Model::pack).
-    pub(crate) fn pack(&mut self, team: &Team, done: &mut dyn FnMut(Bytes)) -> std::io::Result<()> {
-        self.weights.pack(team, done)
+    /// What [`Model::pack`](crate::Model::pack) packs.
+    pub(crate) fn packer(&mut self) -> Packer<'_> {
+        self.weights.packer()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn embedding(&self, token: usize, out: &mut [f32]) {
+        self.weights.embedding(token, out);
     }
 
     /// What the products of one token take: in all layers, and in the output head.
@@ -98,7 +102,7 @@ impl Decoder {
         }
         let state = sized(&mut s.state, rows * c.hidden);
         team.for_rows(state, c.hidden, &|row, out| {
-            self.weights.embeddings.row(batch.tokens[row] as usize, out);
+            self.weights.embedding(batch.tokens[row] as usize, out);
             if c.embedding_scale != 1.0 {
                 scale(out, c.embedding_scale);
             }

@@ -1,7 +1,6 @@
 //! BERT and its kind: every token sees the whole text; used for embeddings.
 
-use bytes::Bytes;
-use sedge_kernels::{Activations, Matrix, Team, Weight, add_assign, attend_all, gelu, layer_norm};
+use sedge_kernels::{Activations, Matrix, Packer, Team, add_assign, attend_all, gelu, layer_norm};
 
 use crate::batch::{Batch, Outputs};
 use crate::config::Config;
@@ -106,8 +105,8 @@ impl Encoder {
         Ok(encoder)
     }
 
-    /// Packs the weights; see [`Model::pack`](crate::Model::pack).
-    pub(crate) fn pack(&mut self, team: &Team, done: &mut dyn FnMut(Bytes)) -> std::io::Result<()> {
+    /// What [`Model::pack`](crate::Model::pack) packs.
+    pub(crate) fn packer(&mut self) -> Packer<'_> {
         let linears = self.layers.iter_mut().flat_map(|w| {
             let EncoderLayer {
                 q,
@@ -120,11 +119,7 @@ impl Encoder {
             } = w;
             [q, k, v, output, up, down]
         });
-        Weight::pack(
-            team,
-            linears.map(|linear| &mut linear.weight).collect(),
-            done,
-        )
+        Packer::new(linears.map(|linear| &mut linear.weight))
     }
 
     /// The model's shape and rules.

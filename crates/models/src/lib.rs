@@ -14,6 +14,7 @@ mod encoder;
 mod input;
 mod moe;
 mod open;
+mod packed_cache;
 mod rope;
 mod synth;
 mod tensors;
@@ -29,6 +30,7 @@ pub use open::{
     Info, Model, OpenError, Opened, Recommended, TensorFact, Workspace, open, open_bytes,
     open_within,
 };
+pub use packed_cache::{Cached, PackedCache};
 pub use synth::{Mixture, SynthError, SynthReport, likes, synth};
 pub use tensors::TensorError;
 pub use weights::Work;

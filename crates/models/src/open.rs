@@ -7,7 +7,7 @@ use bytes::Bytes;
 use sedge_formats::gguf::{Gguf, GgufError, Value};
 use sedge_formats::safetensors::{Checkpoint, SafetensorsError};
 use sedge_formats::tokenizer::{Tokenizer, TokenizerError};
-use sedge_kernels::{DType, KvPages, KvShape, Team};
+use sedge_kernels::{DType, KvPages, KvShape, Packer, Team};
 
 use crate::batch::{Batch, Outputs};
 use crate::config::{self, Config, ConfigError, Pooling};
@@ -95,9 +95,14 @@ impl Model {
     /// When the memory cannot be had; the model still runs then.
     pub fn pack(&mut self, team: &Team) -> std::io::Result<()> {
         let done = &mut |stored: Bytes| sedge_formats::release(&stored);
+        self.packer().pack(team, done).map(drop)
+    }
+
+    /// The weights that [`pack`](Model::pack) packs.
+    pub(crate) fn packer(&mut self) -> Packer<'_> {
         match self {
-            Model::Decoder(model) => model.pack(team, done),
-            Model::Encoder(model) => model.pack(team, done),
+            Model::Decoder(model) => model.packer(),
+            Model::Encoder(model) => model.packer(),
         }
     }
 

@@ -1,7 +1,6 @@
 //! A decoder's weights, read from tensors into the shapes that the forward pass walks.
 
-use bytes::Bytes;
-use sedge_kernels::{Matrix, Team, Weight, dequantize};
+use sedge_kernels::{Matrix, Packer, Weight, dequantize};
 
 use crate::config::{Config, Latent, QkNorm};
 use crate::tensors::{Stored, TensorError, Tensors};
@@ -93,19 +92,23 @@ pub(crate) struct LayerWeights {
 
 #[derive(Debug, Clone)]
 pub(crate) struct Weights {
-    pub(crate) embeddings: Matrix,
+    /// `None` where the head's are the same.
+    pub(crate) embeddings: Option<Matrix>,
     pub(crate) layers: Vec<LayerWeights>,
     pub(crate) norm: Vec<f32>,
-    /// The embeddings again where they are tied.
+    /// `[vocab, hidden]`.
     pub(crate) head: Linear,
 }
 
 impl Weights {
     pub(crate) fn load(config: &Config, t: &Tensors) -> Result<Weights, TensorError> {
         let embeddings = t.matrix("token_embd.weight", config.vocab, config.hidden)?;
-        let head = match t.find("output.weight") {
-            Some(head) => head.matrix(&[config.vocab, config.hidden])?,
-            None => embeddings.clone(),
+        let (embeddings, head) = match t.find("output.weight") {
+            Some(head) => (
+                Some(embeddings),
+                head.matrix(&[config.vocab, config.hidden])?,
+            ),
+            None => (None, embeddings),
         };
         let layers = (0..config.layers.len())
             .map(|i| layer(config, t, i))
@@ -120,11 +123,19 @@ impl Weights {
         })
     }
 
-    /// Packs what products read; the embeddings, read row by row, stay as they are stored.
-    pub(crate) fn pack(&mut self, team: &Team, done: &mut dyn FnMut(Bytes)) -> std::io::Result<()> {
+    /// A token's embedding.
+    pub(crate) fn embedding(&self, token: usize, out: &mut [f32]) {
+        match &self.embeddings {
+            Some(embeddings) => embeddings.row(token, out),
+            None => self.head.weight.row(token, out),
+        }
+    }
+
+    /// What products read; embeddings of their own, read row by row, stay as they are stored.
+    pub(crate) fn packer(&mut self) -> Packer<'_> {
         let linears = self.layers.iter_mut().flat_map(LayerWeights::linears);
         let all = linears.chain([&mut self.head]);
-        Weight::pack(team, all.map(|linear| &mut linear.weight).collect(), done)
+        Packer::new(all.map(|linear| &mut linear.weight))
     }
 }
 

@@ -14,7 +14,7 @@ use sedge_models::{Model, Work};
 use serde_json::json;
 
 use crate::failure::Failure;
-use crate::machine::{self, Arithmetic, Kv};
+use crate::machine::{self, Kv, WeightsArgs};
 use crate::output::{self, ProgressLine};
 use crate::size::Bytes;
 use crate::source::Source;
@@ -104,9 +104,8 @@ struct ModelArgs {
     #[arg(short, long, value_name = "N")]
     threads: Option<NonZeroUsize>,
 
-    /// How quantised weights are multiplied
-    #[arg(long, value_enum, value_name = "HOW", default_value = "auto")]
-    arithmetic: Arithmetic,
+    #[command(flatten)]
+    weights: WeightsArgs,
 
     /// Type in which keys and values are kept
     #[arg(long, value_enum, value_name = "TYPE", default_value = "f16")]
@@ -164,7 +163,7 @@ fn model(args: &ModelArgs) -> Result<(), Failure> {
     let start = Instant::now();
     let mut opened = args.model.open()?;
     let team = Team::new(threads);
-    args.arithmetic.ready(&mut opened.model, &team)?;
+    args.weights.ready(&args.model, &mut opened.model, &team)?;
     let load = start.elapsed().as_secs_f64();
     let Model::Decoder(decoder) = &opened.model else {
         return Err(Failure::new(

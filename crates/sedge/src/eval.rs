@@ -11,7 +11,7 @@ use sedge_kernels::{PAGE_TOKENS, Team};
 use serde_json::json;
 
 use crate::failure::Failure;
-use crate::machine::{self, Arithmetic, Kv};
+use crate::machine::{self, Kv, WeightsArgs};
 use crate::output::{self, ProgressLine};
 use crate::source::Source;
 
@@ -61,9 +61,8 @@ struct PerplexityArgs {
     #[arg(long, value_name = "N")]
     windows: Option<usize>,
 
-    /// How quantised weights are multiplied
-    #[arg(long, value_enum, value_name = "HOW", default_value = "auto")]
-    arithmetic: Arithmetic,
+    #[command(flatten)]
+    weights: WeightsArgs,
 
     /// Type in which keys and values are kept
     #[arg(long, value_enum, value_name = "TYPE", default_value = "f32")]
@@ -102,7 +101,7 @@ fn perplexity(args: PerplexityArgs) -> Result<(), Failure> {
     })?;
     let threads = machine::threads(args.threads);
     let team = Team::new(threads);
-    args.arithmetic.ready(&mut opened.model, &team)?;
+    args.weights.ready(&args.model, &mut opened.model, &team)?;
     let kv = args.kv.into();
     // No more than the model can use, whatever was asked for.
     let context = opened.model.config().context;

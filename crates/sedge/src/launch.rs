@@ -48,7 +48,7 @@ pub(crate) fn launch(
         .as_deref()
         .and_then(|text| compile(&source.name, text, &tokenizer));
     let team = Team::new(machine::threads(machine.threads));
-    machine.arithmetic.ready(&mut opened.model, &team)?;
+    machine.weights.ready(source, &mut opened.model, &team)?;
     let model = opened.model.config();
     let architecture = model.architecture.name();
     let generates = !model.bidirectional();

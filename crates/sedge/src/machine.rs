@@ -1,13 +1,16 @@
 //! What of the machine a model may use: threads, and memory for keys and values.
 
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 
 use clap::ValueEnum;
 use sedge_kernels::{KvShape, KvType, PAGE_TOKENS, Team};
-use sedge_models::Model;
+use sedge_models::{Cached, Model, PackedCache};
 
 use crate::failure::Failure;
+use crate::output;
 use crate::size::Bytes;
+use crate::source::Source;
 
 /// Options that every command with a running model shares.
 #[derive(Debug, Clone, clap::Args)]
@@ -17,9 +20,8 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
 
-    /// How quantised weights are multiplied
-    #[arg(long, value_enum, value_name = "HOW", default_value = "auto")]
-    pub(crate) arithmetic: Arithmetic,
+    #[command(flatten)]
+    pub(crate) weights: WeightsArgs,
 
     /// Type in which keys and values are kept
     #[arg(long, value_enum, value_name = "TYPE", default_value = "f16")]
@@ -34,29 +36,77 @@ pub(crate) struct MachineArgs {
     pub(crate) context: Option<NonZeroUsize>,
 }
 
+/// What is made of a model's weights before it runs.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Machine")]
+pub(crate) struct WeightsArgs {
+    /// How quantised weights are multiplied
+    #[arg(long, value_enum, value_name = "HOW", default_value = "auto")]
+    arithmetic: Arithmetic,
+
+    /// Keep packed weights in this folder, so that the next start maps them; as large as the
+    /// model, safe to delete [without DIR: sedge/packed in the user's cache folder]
+    #[arg(long, value_name = "DIR", num_args = 0..=1, require_equals = true,
+          default_missing_value = "", env = "SEDGE_PACKED_CACHE")]
+    packed_cache: Option<PathBuf>,
+}
+
+impl WeightsArgs {
+    /// Readies a model that was opened from a source.
+    pub(crate) fn ready(
+        &self,
+        source: &Source,
+        model: &mut Model,
+        team: &Team,
+    ) -> Result<(), Failure> {
+        if self.arithmetic == Arithmetic::F32 {
+            return Ok(());
+        }
+        model.round_prompts(self.arithmetic == Arithmetic::Auto && sedge_kernels::rounds_fast());
+        let failed = |error: std::io::Error| {
+            Failure::new(format_args!("the weights could not be packed: {error}"))
+                .hint("--arithmetic f32, which uses them as they lie in the file")
+        };
+        let Some(folder) = &self.packed_cache else {
+            return model.pack(team).map_err(failed);
+        };
+        let folder = match folder.as_os_str().is_empty() {
+            true => cache_folder().ok_or_else(|| {
+                Failure::new("there is no cache folder: neither XDG_CACHE_HOME nor HOME is set")
+                    .hint("--packed-cache=DIR")
+            })?,
+            false => folder.clone(),
+        };
+        let cached = PackedCache::new(folder.clone()).pack(model, team, source.path());
+        if let Cached::NotWritten(error) = cached.map_err(failed)? {
+            output::note(format_args!(
+                "sedge: packed weights could not be kept in {}: {error}",
+                folder.display()
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// `$XDG_CACHE_HOME/sedge/packed`, else under `~/.cache`.
+fn cache_folder() -> Option<PathBuf> {
+    let set = |name: &str| {
+        let value = std::env::var_os(name).filter(|v| !v.is_empty());
+        value.map(PathBuf::from)
+    };
+    let cache = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
+    Some(cache.join("sedge/packed"))
+}
+
 /// How quantised weights are multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Arithmetic {
+enum Arithmetic {
     /// As int8, but prompts in bfloat16 where the processor has tiles for it
     Auto,
     /// Packed, with activations rounded to 8 bits
     Int8,
     /// Decoded to f32, with f32 activations: the reference
     F32,
-}
-
-impl Arithmetic {
-    /// Readies an opened model for it.
-    pub(crate) fn ready(self, model: &mut Model, team: &Team) -> Result<(), Failure> {
-        if self == Arithmetic::F32 {
-            return Ok(());
-        }
-        model.round_prompts(self == Arithmetic::Auto && sedge_kernels::rounds_fast());
-        model.pack(team).map_err(|error| {
-            Failure::new(format_args!("the weights could not be packed: {error}"))
-                .hint("--arithmetic f32, which uses them as they lie in the file")
-        })
-    }
 }
 
 /// A type of stored keys and values, by its name.

@@ -38,6 +38,14 @@ impl Source {
         }
     }
 
+    /// Its file or folder.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        match &self.place {
+            Place::BuiltIn => None,
+            Place::Path(path) => Some(path),
+        }
+    }
+
     /// Opens the model; weights are mapped, not read.
     pub(crate) fn open(&self) -> Result<Opened, Failure> {
         self.open_within(None)

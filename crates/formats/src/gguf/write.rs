@@ -38,27 +38,11 @@ pub fn write<E: From<io::Error>>(
     tensors: &[TensorPlan],
     fill: impl FnMut(usize) -> Result<Bytes, E>,
 ) -> Result<(), E> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".sedge-").suffix(".tmp");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // As any new file has them; the crate's own choice would lock others out of the model.
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    let file = builder.tempfile_in(folder)?;
-    let mut out = BufWriter::with_capacity(1 << 20, file);
-    write_to(&mut out, metadata, tensors, fill)?;
-    let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|e| e.error)?;
-    #[cfg(unix)]
-    std::fs::File::open(folder)?.sync_all()?;
-    Ok(())
+    crate::replace(path, |file| {
+        let mut out = BufWriter::with_capacity(1 << 20, file);
+        write_to(&mut out, metadata, tensors, fill)?;
+        Ok(out.flush()?)
+    })
 }
 
 /// Writes what [`write()`] does to any stream. Honours `general.alignment` (32 if absent).

@@ -55,9 +55,8 @@ fn columns(dtype: DType, pick: usize) -> usize {
 }
 
 fn packed(w: &Matrix) -> Packed {
-    Packed::pack(&Team::new(2), &[w], &mut |_| {})
-        .unwrap()
-        .remove(0)
+    let memory = Packed::pack(&Team::new(2), &[w], &mut |_| {}).unwrap();
+    Packed::within([w].into_iter(), &memory).unwrap().remove(0)
 }
 
 fn product(k: &Kernels, threads: usize, x: &[f32], w: &Packed) -> Vec<f32> {
@@ -274,7 +273,10 @@ fn matrices_that_are_packed_together_are_those_packed_alone() {
     ];
     let mut handed = Vec::new();
     let refs: Vec<&Matrix> = all.iter().collect();
-    let together = Packed::pack(&Team::new(2), &refs, &mut |b| handed.push(b)).unwrap();
+    let memory = Packed::pack(&Team::new(2), &refs, &mut |b| handed.push(b)).unwrap();
+    assert!(Packed::within(all.iter(), &memory.slice(1..)).is_none());
+    assert!(Packed::within(all[1..].iter(), &memory).is_none());
+    let together = Packed::within(all.iter(), &memory).unwrap();
     for (w, p) in all.iter().zip(&together) {
         assert_eq!(p.data, packed(w).data);
     }
@@ -286,8 +288,8 @@ fn matrices_that_are_packed_together_are_those_packed_alone() {
 fn plain_types_stay_as_they_are() {
     let mut plain = crate::Weight::from(Matrix::from_f32(2, 32, &[1.0; 64]).unwrap());
     let mut quantised = crate::Weight::from(matrix(DType::Q4_0, 3, 32, 1));
-    let weights = vec![&mut plain, &mut quantised];
-    crate::Weight::pack(&Team::new(1), weights, &mut |_| {}).unwrap();
+    let packer = crate::Packer::new([&mut plain, &mut quantised]);
+    packer.pack(&Team::new(1), &mut |_| {}).unwrap();
     assert!(!plain.is_packed() && quantised.is_packed());
     assert_eq!(
         (quantised.rows(), quantised.cols(), quantised.bytes()),
