@@ -3,8 +3,10 @@
 
 mod peer;
 mod perplexity;
+mod plot;
 mod speed;
 
 pub use peer::{PeerError, PeerFigure, read_peer};
 pub use perplexity::{Count, Perplexity, PerplexityError, PerplexityOptions, perplexity, score};
+pub use plot::{line_plot, sparkline};
 pub use speed::{Spread, Task, time};

@@ -60,6 +60,12 @@ impl Decoder {
         })
     }
 
+    /// Whether packed weights multiply the rows of prompts rounded to bfloat16; see
+    /// [`Model::round_prompts`](crate::Model::round_prompts).
+    pub fn rounds_prompts(&self) -> bool {
+        self.round
+    }
+
     /// What [`Model::pack`](crate::Model::pack) packs.
     pub(crate) fn packer(&mut self) -> Packer<'_> {
         self.weights.packer()

@@ -1,5 +1,7 @@
 //! `sedge bench`: how fast a model runs, beside what the machine could do.
 
+mod chat;
+
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::process::Command;
@@ -29,6 +31,8 @@ pub(crate) struct Args {
 enum What {
     /// Tokens per second of prompts and of generation
     Model(Box<ModelArgs>),
+    /// Conversations of many turns, and how speed holds over time
+    Chat(Box<chat::ChatArgs>),
 }
 
 const ABOUT_MODEL: &str = "\
@@ -43,7 +47,8 @@ them; @ d8192 has so many tokens in the cache before; × 16 generates in so many
 and counts the tokens of all. Each figure is the median of the repeats, with their range.
 
 `of limit` compares with this machine, measured in the same run: for prompts, multiply-adds with
-its best 8-bit instruction; for generation, bytes of weights, keys and values with what it reads
+its best instruction for the numbers that they are computed in, bfloat16 where there are tiles and
+8-bit integers elsewhere; for generation, bytes of weights, keys and values with what it reads
 from memory in a second (a model that stays in the caches can exceed that).
 
 A peer's command runs once after each of our repeats; its ratio is ours over its, repeat by
@@ -123,6 +128,7 @@ struct ModelArgs {
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     match args.what {
         What::Model(args) => model(&args),
+        What::Chat(args) => chat::run(&args),
     }
 }
 
@@ -170,7 +176,7 @@ fn model(args: &ModelArgs) -> Result<(), Failure> {
             "the model is an encoder: it generates nothing",
         ));
     };
-    let work = decoder.work();
+    let (work, rounded) = (decoder.work(), decoder.rounds_prompts());
     let config = opened.model.config();
     if let Some(task) = tasks.iter().find(|t| t.positions() > config.context) {
         return Err(Failure::new(format_args!(
@@ -240,7 +246,7 @@ fn model(args: &ModelArgs) -> Result<(), Failure> {
     line.clear();
     let kv = (layers * page) as f64 / sedge_kernels::PAGE_TOKENS as f64;
     for row in &mut rows {
-        row.share = share(row, work, kv, &limits);
+        row.share = share(row, work, kv, rounded, &limits);
     }
     let facts = Facts {
         name: args.model.name.clone(),
@@ -292,10 +298,13 @@ fn peer(command: &str) -> Result<HashMap<Task, f64>, Failure> {
 }
 
 /// The share of the machine's limit that a task's median is.
-fn share(row: &Row, [layers, head]: [Work; 2], kv: f64, limits: &Limits) -> f64 {
+fn share(row: &Row, [layers, head]: [Work; 2], kv: f64, rounded: bool, limits: &Limits) -> f64 {
     let rate = Spread::of(&row.rates).map_or(0.0, |s| s.median);
     match row.task {
-        Task::Prompt { .. } => rate * layers.products as f64 / limits.int8.per_second,
+        Task::Prompt { .. } => {
+            let best = if rounded { limits.bf16 } else { limits.int8 };
+            rate * layers.products as f64 / best.per_second
+        }
         Task::Generate {
             tokens,
             depth,
