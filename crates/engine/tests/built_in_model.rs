@@ -16,6 +16,7 @@ static SEEDLING: LazyLock<(Arc<Model>, Arc<Tokenizer>)> = LazyLock::new(|| {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/seedling/seedling.gguf");
     let mut opened = sedge_models::open(&path).unwrap();
     // As it is served.
+    opened.model.round_prompts(sedge_kernels::rounds_fast());
     opened.model.pack(&Team::new(2)).unwrap();
     (Arc::new(opened.model), opened.tokenizer.unwrap())
 });

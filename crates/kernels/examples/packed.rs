@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use sedge_kernels::{Activations, DType, Matrix, Packed, Product, Team, products};
+use sedge_kernels::{Activations, DType, Forms, Matrix, Packed, Product, Team, products};
 
 fn best(mut f: impl FnMut()) -> f64 {
     f();
@@ -26,7 +26,11 @@ fn matrix(dtype: DType, rows: usize, cols: usize) -> Matrix {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         (state >> 24) as u8 & 0x3f
     };
-    let bytes: Vec<u8> = (0..len).map(|_| next()).collect();
+    let mut bytes: Vec<u8> = (0..len).map(|_| next()).collect();
+    if matches!(dtype, DType::BF16 | DType::F16) {
+        // Ordinary values: others take longer.
+        bytes.iter_mut().skip(1).step_by(2).for_each(|b| *b = 0x3c);
+    }
     Matrix::new(dtype, rows, cols, bytes.into()).expect("the bytes of that shape")
 }
 
@@ -42,6 +46,8 @@ fn main() {
             DType::Q4K,
             DType::Q6K,
             DType::Q5_0,
+            DType::BF16,
+            DType::F16,
         ] {
             let (n, k) = (8192, 2048);
             let stored = matrix(dtype, n, k);
@@ -60,7 +66,7 @@ fn main() {
                     .collect();
                 let mut q = Activations::default();
                 let mut out = vec![0.0; m * n];
-                q.fill(&team, &x, k, m);
+                q.fill(&team, &x, k, m, w.forms());
                 let time = best(|| {
                     let out = &mut out;
                     products(
@@ -84,7 +90,7 @@ fn main() {
                 let x = vec![0.25; m * k];
                 let mut q = Activations::default();
                 let mut out = vec![0.0; m * n];
-                q.fill(&team, &x, k, 0);
+                q.fill(&team, &x, k, 0, w.forms());
                 let time = best(|| {
                     let product = Product {
                         weight: w,
@@ -101,11 +107,15 @@ fn main() {
             }
             println!();
         }
+        let codes = Forms {
+            codes: true,
+            floats: false,
+        };
         let x = vec![0.5; 512 * 2048];
         let mut q = Activations::default();
-        let time = best(|| q.fill(&team, &x, 2048, 512));
+        let time = best(|| q.fill(&team, &x, 2048, 512, codes));
         println!("  quantising 512 × 2048: {:.0} µs", time * 1e6);
-        let time = best(|| q.fill(&team, &x[..2048], 2048, 1));
+        let time = best(|| q.fill(&team, &x[..2048], 2048, 1, codes));
         println!("  quantising 1 × 2048: {:.2} µs", time * 1e6);
         let empty = best(|| (0..1000).for_each(|_| team.run(2, &|_| {})));
         println!("  an empty job takes {:.2} µs", empty * 1e3);

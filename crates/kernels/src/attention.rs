@@ -880,8 +880,8 @@ mod tests {
             let b = batch(&case);
             let expected = naive(&case, &b);
             for (y, e) in run(isa(), 2, &case, &b, &b.segments).iter().zip(&expected) {
-                // Weights are off by 2⁻⁹, and values are below 2.
-                prop_assert!((f64::from(*y) - e).abs() < 5e-3, "{y}, not {e}");
+                // Weights are off by at most 2⁻⁸ of themselves, and values are below 2.
+                prop_assert!((f64::from(*y) - e).abs() < 7.9e-3, "{y}, not {e}");
             }
         }
 

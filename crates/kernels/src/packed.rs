@@ -30,6 +30,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub(crate) mod codes;
+pub(crate) mod halves;
 pub(crate) mod kernels;
 pub(crate) mod layout;
 pub(crate) mod panel;
@@ -40,7 +41,7 @@ mod rounded;
 #[cfg(test)]
 mod tests;
 
-pub use activations::Activations;
+pub use activations::{Activations, Forms};
 pub use kernels::{packed_kernels, rounds_fast};
 pub use product::{Product, gated_product, products};
 
@@ -52,6 +53,7 @@ use memmap2::MmapMut;
 
 use crate::{DType, Matrix, Team};
 use codes::RowUnit;
+use halves::is_half;
 use kernels::kernels;
 use layout::{Facts, Format, SLAB, STRIP, facts};
 use panel::Panel;
@@ -67,11 +69,11 @@ pub struct Packed {
 }
 
 /// Number of the layout: packed bytes of another one are not understood.
-pub const PACKED_VERSION: u32 = 1;
+pub const PACKED_VERSION: u32 = 2;
 
-/// Whether matrices of this type can be packed.
+/// Whether matrices of this type can be packed, and are better for it on this machine.
 pub fn packs(dtype: DType) -> bool {
-    facts(dtype).is_some()
+    facts(dtype).is_some() && (!is_half(dtype) || kernels().halves.is_some())
 }
 
 impl Packed {
@@ -158,6 +160,9 @@ impl Packed {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         assert_eq!(out.len(), self.cols);
         let lane = row % STRIP;
+        if is_half(self.dtype) {
+            return halves::row(self.dtype, self.strip(row / STRIP), lane, out);
+        }
         ROW_PANEL.with_borrow_mut(|panel| {
             (kernels().unpack)(self.dtype, self.strip(row / STRIP), false, panel);
             for (column, out) in out.iter_mut().enumerate() {
@@ -169,6 +174,15 @@ impl Packed {
                 }
             }
         });
+    }
+
+    /// In which forms a product reads the rows of activations that are not rounded.
+    pub fn forms(&self) -> Forms {
+        let floats = is_half(self.dtype);
+        Forms {
+            codes: !floats,
+            floats,
+        }
     }
 
     pub(crate) fn strips(&self) -> usize {
@@ -207,7 +221,10 @@ fn pack_matrix(team: &Team, w: &Matrix, out: &mut [u8], done: &mut dyn FnMut(Byt
         team.for_rows(out, strip, &|s, out| {
             let from = s * STRIP * row;
             let to = bytes.len().min(from + STRIP * row);
-            (kernels().pack)(w.dtype(), &bytes[from..to], row, out);
+            match is_half(w.dtype()) {
+                true => halves::pack(&bytes[from..to], row, out),
+                false => (kernels().pack)(w.dtype(), &bytes[from..to], row, out),
+            }
         });
         done(bytes);
     }

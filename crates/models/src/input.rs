@@ -2,8 +2,8 @@
 //! bfloat16 for packed ones, each made once.
 
 use sedge_kernels::{
-    Activations, Product, Team, add_assign, add_bias, gated_product, gelu_mul, matmul, products,
-    silu_mul,
+    Activations, Forms, Product, Team, add_assign, add_bias, gated_product, gelu_mul, matmul,
+    products, silu_mul,
 };
 
 use crate::config::Activation;
@@ -34,6 +34,15 @@ pub(crate) struct Read<'a> {
     pub(crate) out: &'a mut [f32],
 }
 
+/// The forms that packed readers want; `None` if there are none.
+fn forms(readers: &[&Linear]) -> Option<Forms> {
+    let packed = readers.iter().filter_map(|r| match &r.weight {
+        sedge_kernels::Weight::Packed(w) => Some(w.forms()),
+        sedge_kernels::Weight::Stored(_) => None,
+    });
+    packed.reduce(|a, b| a | b)
+}
+
 impl<'a> Input<'a> {
     /// Rows that are there as f32, for these readers, of which there is one.
     pub(crate) fn of(
@@ -44,8 +53,8 @@ impl<'a> Input<'a> {
         converted: &'a mut Activations,
     ) -> Input<'a> {
         let cols = readers[0].weight.cols();
-        if readers.iter().any(|r| r.weight.is_packed()) {
-            converted.fill(team, x, cols, integers);
+        if let Some(forms) = forms(readers) {
+            converted.fill(team, x, cols, integers, forms);
         }
         Input {
             rows: x.len() / cols,
@@ -65,8 +74,9 @@ impl<'a> Input<'a> {
         converted: &'a mut Activations,
     ) -> Input<'a> {
         let cols = readers[0].weight.cols();
-        if readers.iter().all(|r| r.weight.is_packed()) {
-            converted.fill_with(team, (rows.all, cols), rows.integers, make);
+        if let (true, Some(forms)) = (readers.iter().all(|r| r.weight.is_packed()), forms(readers))
+        {
+            converted.fill_with(team, (rows.all, cols), rows.integers, forms, make);
             return Input {
                 rows: rows.all,
                 plain: &[],
@@ -148,11 +158,14 @@ impl<'a> Input<'a> {
             ..
         } = work;
         use sedge_kernels::Weight::Packed;
-        let forms = (&w.gate.weight, &w.up.weight, &w.down.weight);
-        if let (Packed(gates), Packed(ups), Packed(_)) = forms {
+        let weights = (&w.gate.weight, &w.up.weight, &w.down.weight);
+        if let (Packed(gates), Packed(ups), Packed(down)) = weights
+            && gates.forms() == ups.forms()
+        {
+            let next = (&mut *converted, down.forms());
             let gates = (gates, w.gate.bias.as_deref());
             let ups = (ups, w.up.bias.as_deref());
-            gated_product(team, self.converted, gates, ups, activate, gate, converted);
+            gated_product(team, self.converted, gates, ups, activate, gate, next);
             return Input {
                 plain: &[],
                 converted,

@@ -264,7 +264,7 @@ fn what_gemma_3_leaves_unsaid_is_what_its_library_has() {
     assert_eq!(windows, [near, near, near, near, near, None, near]);
 
     // A null is said: no window. And no other architecture's keys are guessed.
-    let text = GEMMA_3_4B.replace(": 1024", ": null");
+    let text = GEMMA_3_4B.replace("_window\": 1024", "_window\": null");
     assert!(
         from_hf(&text)
             .unwrap()

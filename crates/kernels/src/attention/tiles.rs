@@ -2,7 +2,7 @@
 //!
 //! Scores and sums of values are products of tiles; the softmax between them is that of the
 //! other kernels, in f32. Queries, keys, values and weights are rounded to bfloat16, so results
-//! differ from those of the other kernels by some 2⁻⁹ of their size. As there, a query's result
+//! differ from those of the other kernels by some 2⁻⁸ of their size. As there, a query's result
 //! depends neither on its batch nor on its chunk.
 
 use std::arch::asm;

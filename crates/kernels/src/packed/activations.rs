@@ -1,21 +1,49 @@
 //! Rows of activations in the forms in which products of packed weights read them.
 
+use std::ops::Range;
+
 use crate::team::Team;
 
 use super::quantized::Quantized;
-use super::rounded::Rounded;
+use super::rounded::{Rounded, TILE};
 
-/// `[rows, cols]` activations, made once for all the matrices that read them: the first rows as
-/// 8-bit integers, the others rounded to bfloat16. Keeps its memory from use to use.
+/// Forms that rows take which are not rounded to bfloat16.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Forms {
+    /// 8-bit integers, for quantised weights.
+    pub codes: bool,
+    /// As they are, for weights of 16 bits.
+    pub floats: bool,
+}
+
+impl std::ops::BitOr for Forms {
+    type Output = Forms;
+
+    fn bitor(self, other: Forms) -> Forms {
+        Forms {
+            codes: self.codes || other.codes,
+            floats: self.floats || other.floats,
+        }
+    }
+}
+
+/// `[rows, cols]` activations, made once for all the matrices that read them: the first rows
+/// exact, as f32 or as 8-bit integers, the others rounded to bfloat16. Keeps its memory from
+/// use to use.
 ///
-/// Integers cost least where few rows read many weights; bfloat16 does where many rows share
-/// weights that tiles multiply, since its sums need no scaling. Which rows take which form is
-/// the caller's to say, so that a row's result depends on nothing but the row.
+/// The first forms cost least where few rows read many weights; bfloat16 does where many rows
+/// share weights that tiles multiply, since its sums need no scaling. Which rows take which
+/// form is the caller's to say, so that a row's result depends on nothing but the row.
 #[derive(Debug, Default)]
 pub struct Activations {
     rows: usize,
     cols: usize,
+    /// Rows that are not rounded.
+    pub(super) exact: usize,
+    forms: Forms,
     pub(super) integers: Quantized,
+    /// `[exact][cols, padded to whole tiles]`.
+    floats: Vec<f32>,
     pub(super) rounded: Rounded,
 }
 
@@ -30,43 +58,89 @@ impl Activations {
         self.cols
     }
 
-    /// Takes `x`, whole rows of `cols` values: the first `integers` of them as integers, the
-    /// nearest to `127 · x / max|x|` with the maximum over 64 columns. Values that are not finite
-    /// spoil the outputs of their row.
+    /// Takes `x`, whole rows of `cols` values, the first `exact` of them in these forms. The
+    /// integers are the nearest to `127 · x / max|x|`, the maximum over 64 columns. Values that
+    /// are not finite spoil the outputs of their row.
     ///
     /// # Panics
-    /// When `x` is not whole rows, or has fewer than `integers`.
-    pub fn fill(&mut self, team: &Team, x: &[f32], cols: usize, integers: usize) {
+    /// When `x` is not whole rows, or has fewer than `exact`.
+    pub fn fill(&mut self, team: &Team, x: &[f32], cols: usize, exact: usize, forms: Forms) {
         let rows = x.len() / cols.max(1);
         assert_eq!(x.len(), rows * cols, "x is not whole rows of {cols}");
-        self.fill_with(team, (rows, cols), integers, &|row, out: &mut [f32]| {
+        self.fill_with(team, (rows, cols), exact, forms, &|row, out: &mut [f32]| {
             out.copy_from_slice(&x[row * cols..][..cols]);
         });
-    }
-
-    /// Takes a shape, of rounded rows that are to be written.
-    pub(super) fn shape(&mut self, rows: usize, cols: usize, integers: usize) -> &mut Rounded {
-        assert!(integers <= rows, "{integers} of {rows} rows");
-        (self.rows, self.cols) = (rows, cols);
-        self.rounded.shape(rows - integers, cols);
-        &mut self.rounded
     }
 
     /// Takes rows that `make` writes, on whichever thread converts them.
     ///
     /// # Panics
-    /// When there are fewer rows than `integers`.
+    /// When there are fewer rows than `exact`.
     pub fn fill_with(
         &mut self,
         team: &Team,
         (rows, cols): (usize, usize),
-        integers: usize,
+        exact: usize,
+        forms: Forms,
         make: &(dyn Fn(usize, &mut [f32]) + Sync),
     ) {
-        self.shape(rows, cols, integers);
-        self.integers.fill_with(team, integers, cols, make);
-        let rest = rows - integers;
+        self.shape(rows, cols, exact);
+        self.fill_exact(team, forms, make);
+        let rest = rows - exact;
         self.rounded
-            .fill_with(team, rest, cols, &|row, out| make(integers + row, out));
+            .fill_with(team, rest, cols, &|row, out| make(exact + row, out));
+    }
+
+    /// Takes a shape, of rounded rows that are to be written.
+    pub(super) fn shape(&mut self, rows: usize, cols: usize, exact: usize) -> &mut Rounded {
+        assert!(exact <= rows, "{exact} of {rows} rows");
+        (self.rows, self.cols, self.exact) = (rows, cols, exact);
+        self.rounded.shape(rows - exact, cols);
+        &mut self.rounded
+    }
+
+    /// Takes the rows that are not rounded.
+    pub(super) fn fill_exact(
+        &mut self,
+        team: &Team,
+        forms: Forms,
+        make: &(dyn Fn(usize, &mut [f32]) + Sync),
+    ) {
+        let (cols, exact, width) = (self.cols, self.exact, self.width());
+        self.forms = forms;
+        if !forms.floats {
+            return self.integers.fill_with(team, exact, cols, make);
+        }
+        if self.floats.len() < exact * width {
+            self.floats.resize(exact * width, 0.0);
+        }
+        let floats = &mut self.floats[..exact * width];
+        team.for_rows(floats, width, &|row, out| {
+            make(row, &mut out[..cols]);
+            out[cols..].fill(0.0);
+        });
+        if forms.codes {
+            let floats = &self.floats;
+            self.integers.fill_with(team, exact, cols, &|row, out| {
+                out.copy_from_slice(&floats[row * width..][..cols]);
+            });
+        }
+    }
+
+    /// Columns with those that fill the last tile up.
+    fn width(&self) -> usize {
+        self.cols.next_multiple_of(TILE)
+    }
+
+    /// Some of the rows that are not rounded, as they are.
+    pub(super) fn floats(&self, rows: Range<usize>) -> &[f32] {
+        assert!(self.forms.floats && rows.end <= self.exact);
+        &self.floats[rows.start * self.width()..rows.end * self.width()]
+    }
+
+    /// The rows that are not rounded, as integers.
+    pub(super) fn integers(&self) -> &Quantized {
+        assert!(self.forms.codes || self.exact == 0);
+        &self.integers
     }
 }

@@ -4,9 +4,11 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
+use crate::DType;
 use crate::amx::Shape;
 
 use super::avx512::{codes, outer, scales};
+use super::halves::TILE_BYTES;
 use super::layout::{Format, SLAB, STRIP, with_format};
 use super::quantized::BLOCK_ROWS;
 use super::rounded::{Half, PairSums, RoundedKernels, TILE, Tiles};
@@ -24,7 +26,10 @@ pub(super) fn kernels() -> Option<&'static RoundedKernels> {
 static AMX: RoundedKernels = RoundedKernels {
     round: |x, out| unsafe { round(x, out) },
     round_rows: |x, half, out| unsafe { round_rows(x, half, out) },
-    decode: |dtype, units, half, out| unsafe { with_format!(dtype, decode(units, half, out)) },
+    decode: |dtype, units, half, out| match dtype {
+        DType::BF16 | DType::F16 => unsafe { halves(dtype, units, half, out) },
+        _ => unsafe { with_format!(dtype, decode(units, half, out)) },
+    },
     enter: || {
         Some(crate::amx::enter(&Shape {
             sums: BLOCK_ROWS as u8,
@@ -69,6 +74,29 @@ fn round_rows(x: &[[f32; STRIP]], half: usize, out: &mut Half) {
         unsafe {
             let rounded: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(_mm512_loadu_ps(x.as_ptr())));
             _mm256_storeu_si256(out.as_mut_ptr().cast(), rounded);
+        }
+    }
+}
+}
+
+avx512_bf16! {
+/// Tiles of bfloat16 lie in a strip as they are wanted; those of f16 are rounded.
+fn halves(dtype: DType, tiles: &[u8], half: usize, out: &mut [Tiles]) {
+    for (from, out) in tiles.chunks_exact(TILE_BYTES).zip(out) {
+        for (from, out) in from.as_chunks::<64>().0.iter().zip(&mut out.0[half]) {
+            // SAFETY: reads and writes 64 bytes of each array; all types are of that size.
+            unsafe {
+                let mut v = _mm512_loadu_si512(from.as_ptr().cast());
+                if dtype == DType::F16 {
+                    let even = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v));
+                    let odd = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(v)));
+                    let even: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(even));
+                    let odd: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(odd));
+                    let odd = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(odd));
+                    v = _mm512_or_si512(_mm512_cvtepu16_epi32(even), odd);
+                }
+                _mm512_storeu_si512(out.as_mut_ptr().cast(), v);
+            }
         }
     }
 }

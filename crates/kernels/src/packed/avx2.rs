@@ -31,6 +31,7 @@ static AVX2: Kernels = Kernels {
     panel: |p, x, out| unsafe { panel(p, x, out) },
     direct: Some(|dtype, strip, x, out| unsafe { with_format!(dtype, direct(strip, x, out)) }),
     tiles: None,
+    halves: None,
     rounded: &super::rounded::PORTABLE,
 };
 

@@ -2,6 +2,8 @@
 
 use std::arch::x86_64::*;
 
+use crate::DType;
+
 use super::kernels::Kernels;
 use super::layout::{Format, GROUP, SLAB, STRIP, with_format};
 use super::panel::{Codes, Panel};
@@ -33,6 +35,7 @@ pub(super) static AVX512: Kernels = Kernels {
     panel: |p, x, out| unsafe { panel(p, x, out) },
     direct: Some(|dtype, strip, x, out| unsafe { with_format!(dtype, direct(strip, x, out)) }),
     tiles: None,
+    halves: Some(|dtype, strip, x, out| unsafe { sixteen_bits(dtype, strip, x, out) }),
     rounded: &super::rounded::PORTABLE,
 };
 
@@ -231,6 +234,73 @@ fn unpack<F: Format>(strip: &[u8], signed: bool, panel: &mut Panel) {
             }
         }
     }
+}
+}
+
+avx512! {
+/// See [`super::halves::multiply`].
+fn sixteen_bits(dtype: DType, strip: &[u8], x: &[f32], out: &mut [[f32; STRIP]]) {
+    let columns = strip.len() / (2 * STRIP);
+    assert_eq!(x.len(), columns * out.len());
+    let mut row = 0;
+    while row < out.len() {
+        let x = &x[row * columns..];
+        let out = &mut out[row..];
+        row += match (dtype, out.len()) {
+            (DType::F16, 8..) => sixteen_bits_rows::<true, 8>(strip, x, columns, out),
+            (DType::F16, 4..) => sixteen_bits_rows::<true, 4>(strip, x, columns, out),
+            (DType::F16, 2 | 3) => sixteen_bits_rows::<true, 2>(strip, x, columns, out),
+            (DType::F16, _) => sixteen_bits_rows::<true, 1>(strip, x, columns, out),
+            (_, 8..) => sixteen_bits_rows::<false, 8>(strip, x, columns, out),
+            (_, 4..) => sixteen_bits_rows::<false, 4>(strip, x, columns, out),
+            (_, 2 | 3) => sixteen_bits_rows::<false, 2>(strip, x, columns, out),
+            (_, _) => sixteen_bits_rows::<false, 1>(strip, x, columns, out),
+        };
+    }
+}
+}
+
+avx512! {
+fn sixteen_bits_rows<const F16: bool, const M: usize>(
+    strip: &[u8],
+    x: &[f32],
+    columns: usize,
+    out: &mut [[f32; STRIP]],
+) -> usize {
+    let high = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+    let mut rows = [&x[..columns]; M];
+    for (m, row) in rows.iter_mut().enumerate() {
+        *row = &x[m * columns..][..columns];
+    }
+    let mut sums = [[_mm512_setzero_ps(); 2]; M];
+    for (i, eight) in strip.as_chunks::<512>().0.iter().enumerate() {
+        ask_ahead(eight.as_ptr(), 8);
+        for (j, vector) in eight.as_chunks::<64>().0.iter().enumerate() {
+            let v = load(vector);
+            let w = if F16 {
+                [
+                    _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v)),
+                    _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(v))),
+                ]
+            } else {
+                [
+                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(v)),
+                    _mm512_castsi512_ps(_mm512_and_si512(v, high)),
+                ]
+            };
+            let column = 2 * (8 * i + j);
+            for m in 0..M {
+                for (k, w) in w.iter().enumerate() {
+                    let x = _mm512_set1_ps(rows[m][column + k]);
+                    sums[m][k] = _mm512_fmadd_ps(x, *w, sums[m][k]);
+                }
+            }
+        }
+    }
+    for (sums, out) in sums.iter().zip(out) {
+        store_f32(out, _mm512_add_ps(sums[0], sums[1]));
+    }
+    M
 }
 }
 

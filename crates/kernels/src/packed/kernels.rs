@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 
 use crate::DType;
 
+use super::halves;
 use super::layout::{GROUP, STRIP, with_format};
 use super::panel::Panel;
 use super::portable;
@@ -30,6 +31,8 @@ pub(crate) struct Kernels {
     pub(crate) direct: Option<Direct>,
     /// Tiles of integers, where there are any.
     pub(crate) tiles: Option<Tiles>,
+    /// Products of weights of 16 bits, if they are faster than those of stored ones.
+    pub(crate) halves: Option<halves::Multiply>,
     /// Products of rows that are rounded to bfloat16.
     pub(crate) rounded: &'static RoundedKernels,
 }
@@ -63,6 +66,7 @@ pub(crate) static PORTABLE: Kernels = Kernels {
     panel: portable::panel,
     direct: None,
     tiles: None,
+    halves: None,
     rounded: &rounded::PORTABLE,
 };
 

@@ -74,7 +74,11 @@ macro_rules! formats {
         pub(crate) fn facts(dtype: DType) -> Option<Facts> {
             match dtype {
                 $(DType::$name => Some(Facts::of::<$name>()),)*
-                _ => None,
+                DType::F16 | DType::BF16 => Some(Facts {
+                    unit: super::rounded::TILE,
+                    unit_bytes: super::halves::TILE_BYTES,
+                }),
+                DType::F32 => None,
             }
         }
     };
@@ -130,7 +134,7 @@ macro_rules! with_format {
             D::Q6K => $function::<Q6K $($(, $generic)+)?>($($argument),*),
             D::Iq4Nl => $function::<Iq4Nl $($(, $generic)+)?>($($argument),*),
             D::Iq4Xs => $function::<Iq4Xs $($(, $generic)+)?>($($argument),*),
-            D::F32 | D::F16 | D::BF16 => unreachable!("plain types are not packed"),
+            D::F32 | D::F16 | D::BF16 => unreachable!("plain types have no format"),
         }
     }};
 }

@@ -5,7 +5,8 @@ use std::ops::Range;
 
 use crate::team::{Disjoint, Team};
 
-use super::activations::Activations;
+use super::activations::{Activations, Forms};
+use super::halves::is_half;
 use super::kernels::{Kernels, kernels};
 use super::layout::{GROUP, STRIP};
 use super::panel::Panel;
@@ -57,14 +58,16 @@ struct Decoded {
 /// `out = x · wᵀ + bias` for each of several matrices.
 ///
 /// # Panics
-/// When lengths do not fit the shapes.
+/// When lengths do not fit the shapes, or `x` does not have the form that a matrix reads.
 pub fn products(team: &Team, x: &Activations, products: &mut [Product<'_>]) {
     products_on(kernels(), team, x, products);
 }
 
 pub(super) fn products_on(k: &Kernels, team: &Team, x: &Activations, all: &mut [Product<'_>]) {
+    let alike =
+        |a: &Product<'_>, b: &Product<'_>| is_half(a.weight.dtype()) == is_half(b.weight.dtype());
     // More matrices than any layer reads at once: a step allocates nothing.
-    for all in all.chunks_mut(4) {
+    for all in all.chunk_by_mut(alike).flat_map(|all| all.chunks_mut(4)) {
         let mut jobs = [const { None }; 4];
         let mut strips = 0;
         for (job, p) in jobs.iter_mut().zip(all.iter_mut()) {
@@ -129,8 +132,10 @@ impl Task<1> for Plain<'_> {
 }
 
 /// `next = activate(x · gateᵀ + gate bias, x · upᵀ + up bias)`, where `activate` puts its result
-/// into its first argument. Both matrices have the same shape. The result takes the forms of
-/// `x`, row by row; `plain` is working memory.
+/// into its first argument. Both matrices have the same shape, and are both of quantised types or
+/// both of 16 bits. As many
+/// rows of the result are rounded as of `x`, the others take these forms; `plain` is working
+/// memory.
 ///
 /// # Panics
 /// When lengths do not fit the shapes.
@@ -141,27 +146,32 @@ pub fn gated_product(
     (up, up_bias): (&Packed, Option<&[f32]>),
     activate: fn(&mut [f32], &[f32]),
     plain: &mut Vec<f32>,
-    next: &mut Activations,
+    (next, forms): (&mut Activations, Forms),
 ) {
     check(x, gate, gate_bias);
     check(x, up, up_bias);
     assert_eq!(gate.rows(), up.rows(), "rows of both matrices");
-    let (k, integers, n) = (kernels(), x.integers.rows(), gate.rows());
-    let rounded = next.shape(x.rows(), n, integers);
-    if plain.len() < integers * n {
-        plain.resize(integers * n, 0.0);
+    assert_eq!(
+        is_half(gate.dtype()),
+        is_half(up.dtype()),
+        "the kind of both matrices"
+    );
+    let (k, exact, n) = (kernels(), x.exact, gate.rows());
+    let rounded = next.shape(x.rows(), n, exact);
+    if plain.len() < exact * n {
+        plain.resize(exact * n, 0.0);
     }
     let task = Gated {
         weights: [(gate, gate_bias), (up, up_bias)],
         activate,
-        integers,
-        plain: Disjoint::new(&mut plain[..integers * n]),
+        exact,
+        plain: Disjoint::new(&mut plain[..exact * n]),
         rounded: rounded.writer(),
         round: k.rounded.round_rows,
     };
     share(k, team, x, gate.strips(), &task);
-    let plain = &plain[..integers * n];
-    next.integers.fill_with(team, integers, n, &|row, out| {
+    let plain = &plain[..exact * n];
+    next.fill_exact(team, forms, &|row, out| {
         out.copy_from_slice(&plain[row * n..][..n]);
     });
 }
@@ -170,8 +180,8 @@ pub fn gated_product(
 struct Gated<'a> {
     weights: [(&'a Packed, Option<&'a [f32]>); 2],
     activate: fn(&mut [f32], &[f32]),
-    integers: usize,
-    /// Of the rows of integers.
+    exact: usize,
+    /// Of the rows that are not rounded.
     plain: Disjoint<'a, f32>,
     /// Of the others.
     rounded: RoundedWriter<'a>,
@@ -191,7 +201,7 @@ impl Task<2> for Gated<'_> {
         add_bias(gates, strip, gate_bias);
         add_bias(ups, strip, up_bias);
         (self.activate)(gates.as_flattened_mut(), ups.as_flattened());
-        match rows.start.checked_sub(self.integers) {
+        match rows.start.checked_sub(self.exact) {
             None => write(gates, rows, strip, gate.rows(), false, &self.plain),
             Some(row) => {
                 // SAFETY: a task has both strips of a tile.
@@ -269,14 +279,20 @@ fn share<const WAYS: usize>(
     job: &dyn Task<WAYS>,
 ) {
     let rounded = x.rounded.rows() > 0;
-    let integers = Integers::plan(k, team, &x.integers, strips, job);
+    let few = fair(team, strips).max(SHORT / strip_bytes(job));
+    let few = few.min(strips.div_ceil(team.threads())).max(1);
+    let halves = is_half(job.weights(0)[0].0.dtype());
+    let integers = match halves {
+        true => None,
+        false => Integers::plan::<WAYS>(k, team, x.integers(), (strips, few)),
+    };
     let width = match (&integers, rounded) {
         // Even, since two strips share a tile.
         (_, true) => (ROUNDED.0 / WAYS)
             .min(strips.div_ceil(4 * team.threads()))
             .next_multiple_of(2),
         (Some(integers), false) => integers.width,
-        (None, false) => return,
+        (None, false) => few,
     };
     team.run(strips.div_ceil(width), &|task| {
         let strips = task * width..strips.min((task + 1) * width);
@@ -284,11 +300,14 @@ fn share<const WAYS: usize>(
             // What the integers' products have read is still near for the others.
             for start in strips.clone().step_by(integers.width) {
                 let part = start..strips.end.min(start + integers.width);
-                integers.multiply(k, &x.integers, part, job);
+                integers.multiply(k, x.integers(), part, job);
             }
         }
+        if halves && x.exact > 0 {
+            multiply_halves(k, x, strips.clone(), job);
+        }
         if rounded {
-            let first = x.integers.rows();
+            let first = x.exact;
             DECODED.with_borrow_mut(|work| {
                 multiply_rounded(k, (&x.rounded, first), strips, job, work);
             });
@@ -312,22 +331,17 @@ impl Integers {
         k: &Kernels,
         team: &Team,
         x: &Quantized,
-        strips: usize,
-        job: &dyn Task<WAYS>,
+        (strips, few): (usize, usize),
     ) -> Option<Integers> {
         let last = x.blocks().checked_sub(1)?;
         let low = x.block(last).height < BLOCK_ROWS;
         let alone = k.direct.filter(|_| low && (k.tiles.is_some() || last == 0));
         let together = 0..last + usize::from(alone.is_none());
-        // Some tasks for each thread, so that a slow one does not hold up the rest, each of
-        // strips that follow each other in memory.
-        let fair = strips.div_ceil(8 * team.threads());
         let width = if together.is_empty() {
-            let bytes: usize = job.weights(0).map(|w| w.0.strip(0).len()).iter().sum();
-            fair.max(SHORT / bytes).min(strips.div_ceil(team.threads()))
+            few
         } else {
             let bytes = WAYS * STRIP * x.groups() * GROUP;
-            fair.min((UNPACKED / bytes).max(1))
+            fair(team, strips).min((UNPACKED / bytes).max(1))
         };
         Some(Integers {
             together,
@@ -385,6 +399,38 @@ impl Integers {
                 }
                 job.take(strip, rows.clone(), &mut sums);
             }
+        }
+    }
+}
+
+/// Some tasks for each thread, so that a slow one does not hold up the rest, each of strips that
+/// follow each other in memory.
+fn fair(team: &Team, strips: usize) -> usize {
+    strips.div_ceil(8 * team.threads())
+}
+
+/// Bytes of a strip of all ways.
+fn strip_bytes<const WAYS: usize>(job: &dyn Task<WAYS>) -> usize {
+    job.weights(0).map(|w| w.0.strip(0).len()).iter().sum()
+}
+
+/// Multiplies rows of f32 with strips of 16-bit weights.
+fn multiply_halves<const WAYS: usize>(
+    k: &Kernels,
+    x: &Activations,
+    strips: Range<usize>,
+    job: &dyn Task<WAYS>,
+) {
+    let multiply = k.halves.unwrap_or(super::halves::multiply);
+    let mut sums: [Sums; WAYS] = [[[0.0; STRIP]; BLOCK_ROWS]; WAYS];
+    for strip in strips {
+        for start in (0..x.exact).step_by(BLOCK_ROWS) {
+            let rows = start..x.exact.min(start + BLOCK_ROWS);
+            let floats = x.floats(rows.clone());
+            for ((w, strip), sums) in job.weights(strip).into_iter().zip(&mut sums) {
+                multiply(w.dtype(), w.strip(strip), floats, &mut sums[..rows.len()]);
+            }
+            job.take(strip, rows, &mut sums);
         }
     }
 }

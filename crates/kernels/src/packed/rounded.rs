@@ -191,7 +191,10 @@ pub(crate) static PORTABLE: RoundedKernels = RoundedKernels {
     },
     decode: |dtype, units, half, out| {
         use super::layout::with_format;
-        with_format!(dtype, decode(units, half, out));
+        match dtype {
+            DType::BF16 | DType::F16 => super::halves::decode(dtype, units, half, out),
+            _ => with_format!(dtype, decode(units, half, out)),
+        }
     },
     enter: || None,
     multiply: |_, x, w, add, sums| multiply(x, w, add, sums),

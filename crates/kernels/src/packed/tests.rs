@@ -18,13 +18,26 @@ fn values(n: usize, seed: u64) -> Vec<f32> {
     (0..n).map(|_| next()).collect()
 }
 
+/// The quantised types, then those of 16 bits.
 fn types() -> Vec<DType> {
-    DType::ALL.into_iter().filter(|d| packs(*d)).collect()
+    let packed = DType::ALL.into_iter().filter(|d| facts(*d).is_some());
+    let mut all: Vec<DType> = packed.collect();
+    all.sort_by_key(|d| halves::is_half(*d));
+    all
 }
 
 /// Random bytes, with ordinary scales of both signs.
 fn matrix(dtype: DType, rows: usize, cols: usize, seed: u64) -> Matrix {
     let len = dtype.bytes_for(rows * cols).unwrap();
+    if halves::is_half(dtype) {
+        let bits = |v: &f32| match dtype {
+            DType::F16 => f16::from_f32(*v).to_bits(),
+            _ => half::bf16::from_f32(*v).to_bits(),
+        };
+        let values = values(rows * cols, seed);
+        let bytes: Vec<u8> = values.iter().flat_map(|v| bits(v).to_le_bytes()).collect();
+        return Matrix::new(dtype, rows, cols, bytes.into()).unwrap();
+    }
     let mut bytes: Vec<u8> = values(len, seed)
         .iter()
         .map(|v| (v * 128.0) as i8 as u8)
@@ -46,6 +59,9 @@ fn matrix(dtype: DType, rows: usize, cols: usize, seed: u64) -> Matrix {
 }
 
 fn columns(dtype: DType, pick: usize) -> usize {
+    if halves::is_half(dtype) {
+        return [1, 31, 64, 96, 255, 300][pick % 6];
+    }
     dtype.block_len()
         * if dtype.block_len() == 32 {
             [1, 2, 3, 7, 64, 67][pick % 6]
@@ -62,7 +78,7 @@ fn packed(w: &Matrix) -> Packed {
 fn product(k: &Kernels, threads: usize, x: &[f32], w: &Packed) -> Vec<f32> {
     let team = Team::new(threads);
     let mut quantized = Activations::default();
-    quantized.fill(&team, x, w.cols(), x.len() / w.cols());
+    quantized.fill(&team, x, w.cols(), x.len() / w.cols(), w.forms());
     let mut out = vec![f32::NAN; x.len() / w.cols() * w.rows()];
     products_on(
         k,
@@ -82,7 +98,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 120, failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn a_packed_row_has_the_values_of_the_stored_one(d in 0usize..12, n in 1usize..40, pick in 0usize..6, seed: u32) {
+    fn a_packed_row_has_the_values_of_the_stored_one(d in 0usize..14, n in 1usize..40, pick in 0usize..6, seed: u32) {
         let dtype = types()[d];
         let w = matrix(dtype, n, columns(dtype, pick), seed.into());
         let p = packed(&w);
@@ -98,7 +114,7 @@ proptest! {
 
     #[test]
     fn every_set_packs_quantises_and_multiplies_to_the_same_bits(
-        d in 0usize..12, m in 1usize..50, n in 1usize..40, pick in 0usize..6, seed: u32, threads in 1usize..3,
+        d in 0usize..14, m in 1usize..50, n in 1usize..40, pick in 0usize..6, seed: u32, threads in 1usize..3,
     ) {
         let dtype = types()[d];
         let k = columns(dtype, pick);
@@ -110,8 +126,10 @@ proptest! {
             let facts = facts(dtype).unwrap();
             let mut strip = vec![0u8; strip_bytes(facts, k)];
             let rows = n.min(STRIP) * w.row_bytes();
-            (set.pack)(dtype, &w.bytes()[..rows], w.row_bytes(), &mut strip);
-            prop_assert!(strip == p.strip(0), "{dtype}: {} packs otherwise", set.name);
+            if !halves::is_half(dtype) {
+                (set.pack)(dtype, &w.bytes()[..rows], w.row_bytes(), &mut strip);
+            }
+            prop_assert!(halves::is_half(dtype) || strip == p.strip(0), "{dtype}: {} packs otherwise", set.name);
             let out = product(set, threads, &x, &p);
             for (i, (a, b)) in out.iter().zip(&expected).enumerate() {
                 prop_assert!(a == b, "{dtype}, {}: output {i} of {m} × {n} × {k} is {a}, not {b}", set.name);
@@ -120,7 +138,7 @@ proptest! {
     }
 
     #[test]
-    fn the_definition_is_near_f64(d in 0usize..12, m in 1usize..4, pick in 0usize..6, seed: u32, power in -12i32..12) {
+    fn the_definition_is_near_f64(d in 0usize..14, m in 1usize..4, pick in 0usize..6, seed: u32, power in -12i32..12) {
         let dtype = types()[d];
         let (n, k) = (19, columns(dtype, pick));
         let w = matrix(dtype, n, k, seed.into());
@@ -145,7 +163,7 @@ proptest! {
     }
 
     #[test]
-    fn a_row_does_not_depend_on_its_batch(d in 0usize..12, m in 2usize..40, n in 1usize..40, pick in 0usize..6, seed: u32) {
+    fn a_row_does_not_depend_on_its_batch(d in 0usize..14, m in 2usize..40, n in 1usize..40, pick in 0usize..6, seed: u32) {
         let dtype = types()[d];
         let k = columns(dtype, pick);
         let p = packed(&matrix(dtype, n, k, seed.into()));
@@ -194,7 +212,7 @@ fn several_matrices_biases_and_sums_are_the_products_one_by_one() {
     for m in [1, 5, 40] {
         let x = values(m * 512, 3);
         let mut q = Activations::default();
-        q.fill(&team, &x, 512, m);
+        q.fill(&team, &x, 512, m, a.forms());
         let bias = values(33, 4);
         let (mut out_a, mut out_b) = (vec![1.0; m * 33], vec![2.0; m * 7]);
         products(
@@ -235,10 +253,10 @@ fn several_matrices_biases_and_sums_are_the_products_one_by_one() {
             (&other, None),
             crate::silu_mul,
             &mut Vec::new(),
-            &mut gated,
+            (&mut gated, a.forms()),
         );
         let mut direct = Activations::default();
-        direct.fill(&team, &expected, 33, m);
+        direct.fill(&team, &expected, 33, m, a.forms());
         assert_eq!(gated.integers, direct.integers);
     }
 }
@@ -286,6 +304,7 @@ fn matrices_that_are_packed_together_are_those_packed_alone() {
 
 #[test]
 fn plain_types_stay_as_they_are() {
+    assert!(!packs(DType::F32));
     let mut plain = crate::Weight::from(Matrix::from_f32(2, 32, &[1.0; 64]).unwrap());
     let mut quantised = crate::Weight::from(matrix(DType::Q4_0, 3, 32, 1));
     let packer = crate::Packer::new([&mut plain, &mut quantised]);
@@ -301,7 +320,7 @@ fn plain_types_stay_as_they_are() {
 fn rounded_product(k: &Kernels, integers: usize, x: &[f32], w: &Packed) -> Vec<f32> {
     let team = Team::new(2);
     let mut rows = Activations::default();
-    rows.fill(&team, x, w.cols(), integers);
+    rows.fill(&team, x, w.cols(), integers, w.forms());
     let mut out = vec![f32::NAN; x.len() / w.cols() * w.rows()];
     let product = Product {
         weight: w,
@@ -318,7 +337,7 @@ proptest! {
 
     #[test]
     fn rounded_products_are_near_f64(
-        d in 0usize..12, m in 1usize..70, n in 1usize..70, pick in 0usize..6, seed: u32, power in -12i32..12,
+        d in 0usize..14, m in 1usize..70, n in 1usize..70, pick in 0usize..6, seed: u32, power in -12i32..12,
     ) {
         let dtype = types()[d];
         let k = columns(dtype, pick);
@@ -333,17 +352,17 @@ proptest! {
                 w.row(r, &mut row);
                 for (i, x) in x.chunks(k).enumerate() {
                     let exact: f64 = x.iter().zip(&row).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-                    // A weight and an activation are each off by 2⁻⁹ of themselves.
+                    // A weight and an activation are each off by 2⁻⁸ of themselves.
                     let size: f64 = x.iter().zip(&row).map(|(a, b)| f64::from((a * b).abs())).sum();
                     let y = f64::from(out[i * n + r]);
-                    prop_assert!((y - exact).abs() <= size * 0.0041 + 1e-30, "{dtype}, {}: {y}, not {exact}", set.name);
+                    prop_assert!((y - exact).abs() <= size * 0.0079 + 1e-30, "{dtype}, {}: {y}, not {exact}", set.name);
                 }
             }
         }
     }
 
     #[test]
-    fn every_set_decodes_and_rounds_alike(d in 0usize..12, n in 1usize..40, pick in 0usize..6, seed: u32) {
+    fn every_set_decodes_and_rounds_alike(d in 0usize..14, n in 1usize..40, pick in 0usize..6, seed: u32) {
         let dtype = types()[d];
         let (p, facts) = (packed(&matrix(dtype, n, columns(dtype, pick), seed.into())), facts(dtype).unwrap());
         let x: [f32; 32] = values(32, seed.into()).try_into().unwrap();
@@ -363,7 +382,7 @@ proptest! {
 
     #[test]
     fn a_rounded_row_does_not_depend_on_its_batch_nor_on_integers_before_it(
-        d in 0usize..12, m in 2usize..70, n in 1usize..70, pick in 0usize..6, seed: u32, integers in 0usize..40,
+        d in 0usize..14, m in 2usize..70, n in 1usize..70, pick in 0usize..6, seed: u32, integers in 0usize..40,
     ) {
         let dtype = types()[d];
         let k = columns(dtype, pick);
@@ -383,15 +402,15 @@ proptest! {
         let [gate, up] = [1, 2].map(|i| packed(&matrix(DType::Q4K, n, k, u64::from(seed) + i)));
         let x = values(m * k, u64::from(seed));
         let mut rows = Activations::default();
-        rows.fill(&team, &x, k, m / 3);
+        rows.fill(&team, &x, k, m / 3, gate.forms());
         // Memory that was used for something larger.
         let mut gated = Activations::default();
-        gated.fill(&team, &values(100 * 99, 5), 99, 3);
-        gated_product(&team, &rows, (&gate, None), (&up, None), crate::silu_mul, &mut Vec::new(), &mut gated);
+        gated.fill(&team, &values(100 * 99, 5), 99, 3, gate.forms());
+        gated_product(&team, &rows, (&gate, None), (&up, None), crate::silu_mul, &mut Vec::new(), (&mut gated, gate.forms()));
         let mut plain = rounded_product(kernels::kernels(), m / 3, &x, &gate);
         crate::silu_mul(&mut plain, &rounded_product(kernels::kernels(), m / 3, &x, &up));
         let mut expected = Activations::default();
-        expected.fill(&team, &plain, n, m / 3);
+        expected.fill(&team, &plain, n, m / 3, gate.forms());
         prop_assert!(gated.integers == expected.integers);
         prop_assert_eq!((gated.rows(), gated.cols()), (m, n));
         for pair in 0..expected.rounded.pairs() {
