@@ -109,7 +109,7 @@ fn main() {
         }
         let codes = Forms {
             codes: true,
-            floats: false,
+            ..Forms::default()
         };
         let x = vec![0.5; 512 * 2048];
         let mut q = Activations::default();

@@ -29,6 +29,7 @@ mod amx_rounded;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod choice;
 pub(crate) mod codes;
 pub(crate) mod halves;
 pub(crate) mod kernels;
@@ -101,6 +102,10 @@ impl Packed {
             let (out, after) = rest.split_at_mut(packed_bytes(w));
             pack_matrix(team, w, out, done);
             rest = after;
+        }
+        let types = stored.iter().map(|w| w.dtype());
+        for dtype in types.filter(|d| !is_half(*d)) {
+            choice::choice(dtype); // measured now, not in the first step
         }
         Ok(Bytes::from_owner(memory).slice(..total))
     }
@@ -182,6 +187,10 @@ impl Packed {
         Forms {
             codes: !floats,
             floats,
+            few: match floats {
+                true => 0,
+                false => choice::choice(self.dtype).unfilled(),
+            },
         }
     }
 

@@ -14,6 +14,8 @@ pub struct Forms {
     pub codes: bool,
     /// As they are, for weights of 16 bits.
     pub floats: bool,
+    /// Blocks of more rows of integers are filled up to 16 where the machine has tiles for them.
+    pub few: usize,
 }
 
 impl std::ops::BitOr for Forms {
@@ -23,6 +25,7 @@ impl std::ops::BitOr for Forms {
         Forms {
             codes: self.codes || other.codes,
             floats: self.floats || other.floats,
+            few: self.few.max(other.few),
         }
     }
 }
@@ -109,7 +112,7 @@ impl Activations {
         let (cols, exact, width) = (self.cols, self.exact, self.width());
         self.forms = forms;
         if !forms.floats {
-            return self.integers.fill_with(team, exact, cols, make);
+            return self.integers.fill_with(team, exact, cols, forms.few, make);
         }
         if self.floats.len() < exact * width {
             self.floats.resize(exact * width, 0.0);
@@ -121,9 +124,10 @@ impl Activations {
         });
         if forms.codes {
             let floats = &self.floats;
-            self.integers.fill_with(team, exact, cols, &|row, out| {
-                out.copy_from_slice(&floats[row * width..][..cols]);
-            });
+            self.integers
+                .fill_with(team, exact, cols, forms.few, &|row, out| {
+                    out.copy_from_slice(&floats[row * width..][..cols]);
+                });
         }
     }
 

@@ -6,6 +6,7 @@ use std::ops::Range;
 use crate::team::{Disjoint, Team};
 
 use super::activations::{Activations, Forms};
+use super::choice::{Choice, Set};
 use super::halves::is_half;
 use super::kernels::{Kernels, kernels};
 use super::layout::{GROUP, STRIP};
@@ -60,10 +61,10 @@ struct Decoded {
 /// # Panics
 /// When lengths do not fit the shapes, or `x` does not have the form that a matrix reads.
 pub fn products(team: &Team, x: &Activations, products: &mut [Product<'_>]) {
-    products_on(kernels(), team, x, products);
+    products_on(Set::Measured, team, x, products);
 }
 
-pub(super) fn products_on(k: &Kernels, team: &Team, x: &Activations, all: &mut [Product<'_>]) {
+pub(super) fn products_on(set: Set, team: &Team, x: &Activations, all: &mut [Product<'_>]) {
     let alike =
         |a: &Product<'_>, b: &Product<'_>| is_half(a.weight.dtype()) == is_half(b.weight.dtype());
     // More matrices than any layer reads at once: a step allocates nothing.
@@ -77,7 +78,7 @@ pub(super) fn products_on(k: &Kernels, team: &Team, x: &Activations, all: &mut [
             *job = Some((strips, p.weight, p.bias, p.add, out));
             strips += p.weight.strips();
         }
-        share(k, team, x, strips, &Plain { jobs });
+        share(set, team, x, strips, &Plain { jobs });
     }
 }
 
@@ -156,7 +157,7 @@ pub fn gated_product(
         is_half(up.dtype()),
         "the kind of both matrices"
     );
-    let (k, exact, n) = (kernels(), x.exact, gate.rows());
+    let (exact, n) = (x.exact, gate.rows());
     let rounded = next.shape(x.rows(), n, exact);
     if plain.len() < exact * n {
         plain.resize(exact * n, 0.0);
@@ -167,9 +168,9 @@ pub fn gated_product(
         exact,
         plain: Disjoint::new(&mut plain[..exact * n]),
         rounded: rounded.writer(),
-        round: k.rounded.round_rows,
+        round: kernels().rounded.round_rows,
     };
-    share(k, team, x, gate.strips(), &task);
+    share(Set::Measured, team, x, gate.strips(), &task);
     let plain = &plain[..exact * n];
     next.fill_exact(team, forms, &|row, out| {
         out.copy_from_slice(&plain[row * n..][..n]);
@@ -272,7 +273,7 @@ trait Task<const WAYS: usize>: Sync {
 
 /// Computes all strips for all rows.
 fn share<const WAYS: usize>(
-    k: &Kernels,
+    set: Set,
     team: &Team,
     x: &Activations,
     strips: usize,
@@ -284,7 +285,11 @@ fn share<const WAYS: usize>(
     let halves = is_half(job.weights(0)[0].0.dtype());
     let integers = match halves {
         true => None,
-        false => Integers::plan::<WAYS>(k, team, x.integers(), (strips, few)),
+        false => Integers::plan(set, team, x.integers(), (strips, few), job),
+    };
+    let k = match set {
+        Set::Measured => kernels(),
+        Set::Only(k) => k,
     };
     let width = match (&integers, rounded) {
         // Even, since two strips share a tile.
@@ -300,7 +305,7 @@ fn share<const WAYS: usize>(
             // What the integers' products have read is still near for the others.
             for start in strips.clone().step_by(integers.width) {
                 let part = start..strips.end.min(start + integers.width);
-                integers.multiply(k, x.integers(), part, job);
+                integers.multiply(set, x.integers(), part, job);
             }
         }
         if halves && x.exact > 0 {
@@ -321,22 +326,28 @@ struct Integers {
     together: Range<usize>,
     /// The low last block goes by itself where there is a way for few rows, unless the others
     /// have unpacked what it can use.
-    alone: Option<super::kernels::Direct>,
+    alone: bool,
     /// Strips of a task.
     width: usize,
 }
 
 impl Integers {
     fn plan<const WAYS: usize>(
-        k: &Kernels,
+        set: Set,
         team: &Team,
         x: &Quantized,
         (strips, few): (usize, usize),
+        job: &dyn Task<WAYS>,
     ) -> Option<Integers> {
         let last = x.blocks().checked_sub(1)?;
-        let low = x.block(last).height < BLOCK_ROWS;
-        let alone = k.direct.filter(|_| low && (k.tiles.is_some() || last == 0));
-        let together = 0..last + usize::from(alone.is_none());
+        let height = x.block(last).height;
+        let choices = job.weights(0).map(|(w, _)| set.choice(w.dtype()));
+        let by_direct = |c: &Choice| c.few.direct.is_some();
+        // Tiles take whole blocks only; other kernels take what is unpacked.
+        let must = choices.iter().any(|c| c.many.tiles.is_some());
+        let better = last == 0 && choices.iter().any(|c| height <= c.few_rows);
+        let alone = height < BLOCK_ROWS && (must || better) && choices.iter().all(by_direct);
+        let together = 0..last + usize::from(!alone);
         let width = if together.is_empty() {
             few
         } else {
@@ -352,7 +363,7 @@ impl Integers {
 
     fn multiply<const WAYS: usize>(
         &self,
-        k: &Kernels,
+        set: Set,
         x: &Quantized,
         strips: Range<usize>,
         job: &dyn Task<WAYS>,
@@ -365,14 +376,17 @@ impl Integers {
                     panels.resize_with(count, Panel::new);
                 }
                 for ((w, strip), panel) in numbered(&strips, job).zip(&mut *panels) {
+                    let k = set.choice(w.dtype()).many;
                     (k.unpack)(w.dtype(), w.strip(strip), k.tiles.is_some(), panel);
                 }
                 let mut shape = None;
                 for block in self.together.clone() {
                     let rows = rows_of(x, block);
                     for (strip, panels) in strips.clone().zip(panels.chunks(WAYS)) {
-                        for (panel, sums) in panels.iter().zip(&mut sums) {
+                        let weights = job.weights(strip);
+                        for ((panel, sums), (w, _)) in panels.iter().zip(&mut sums).zip(weights) {
                             let x = x.block(block);
+                            let k = set.choice(w.dtype()).many;
                             let Some(tiles) = k.tiles else {
                                 (k.panel)(panel, x, &mut sums[..x.height]);
                                 continue;
@@ -390,11 +404,13 @@ impl Integers {
                 }
             });
         }
-        if let Some(direct) = self.alone {
+        if self.alone {
             let last = x.blocks() - 1;
             let (rows, x) = (rows_of(x, last), x.block(last));
             for strip in strips {
                 for ((w, strip), sums) in job.weights(strip).into_iter().zip(&mut sums) {
+                    let few = set.choice(w.dtype()).few;
+                    let direct = few.direct.expect("the plan has looked");
                     direct(w.dtype(), w.strip(strip), x, &mut sums[..x.height]);
                 }
                 job.take(strip, rows.clone(), &mut sums);

@@ -8,9 +8,6 @@ use super::layout::GROUP;
 /// Rows of a whole block: the rows of a tile.
 pub(crate) const BLOCK_ROWS: usize = 16;
 
-/// A last block of so many rows is filled up to a whole one, since a tile costs the same.
-const FILLED: usize = 6;
-
 /// `[rows, cols]` activations: for each group of 64 columns of a row, integers −127 to 127 and
 /// the f32 that multiplies them. Keeps its memory from use to use.
 ///
@@ -20,6 +17,8 @@ const FILLED: usize = 6;
 pub(crate) struct Quantized {
     rows: usize,
     cols: usize,
+    /// A last block of more rows is filled up to a whole one, since a tile costs the same.
+    few: usize,
     codes: Vec<GroupCodes>,
     /// `[group][row]`.
     scales: Vec<f32>,
@@ -66,9 +65,10 @@ impl Quantized {
         team: &Team,
         rows: usize,
         cols: usize,
+        few: usize,
         make: &(dyn Fn(usize, &mut [f32]) + Sync),
     ) {
-        (self.rows, self.cols) = (rows, cols);
+        (self.rows, self.cols, self.few) = (rows, cols, few);
         let (groups, heights) = (self.groups(), self.padded_rows());
         let cells = groups * heights;
         self.codes.resize(cells, GroupCodes([0; GROUP]));
@@ -126,9 +126,9 @@ impl Quantized {
 
     /// Rows with those that fill the last block up.
     pub(crate) fn padded_rows(&self) -> usize {
-        match self.rows % BLOCK_ROWS {
-            FILLED.. => self.rows.next_multiple_of(BLOCK_ROWS),
-            _ => self.rows,
+        match self.rows % BLOCK_ROWS > self.few {
+            true => self.rows.next_multiple_of(BLOCK_ROWS),
+            false => self.rows,
         }
     }
 

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::choice::Set;
 use super::kernels::{self, Kernels};
 use super::product::products_on;
 use super::*;
@@ -75,13 +76,13 @@ fn packed(w: &Matrix) -> Packed {
     Packed::within([w].into_iter(), &memory).unwrap().remove(0)
 }
 
-fn product(k: &Kernels, threads: usize, x: &[f32], w: &Packed) -> Vec<f32> {
+fn product(k: &'static Kernels, threads: usize, x: &[f32], w: &Packed) -> Vec<f32> {
     let team = Team::new(threads);
     let mut quantized = Activations::default();
     quantized.fill(&team, x, w.cols(), x.len() / w.cols(), w.forms());
     let mut out = vec![f32::NAN; x.len() / w.cols() * w.rows()];
     products_on(
-        k,
+        Set::Only(k),
         &team,
         &quantized,
         &mut [Product {
@@ -317,7 +318,7 @@ fn plain_types_stay_as_they_are() {
 }
 
 /// Products of rounded rows by one set, all rows rounded or some of them.
-fn rounded_product(k: &Kernels, integers: usize, x: &[f32], w: &Packed) -> Vec<f32> {
+fn rounded_product(k: &'static Kernels, integers: usize, x: &[f32], w: &Packed) -> Vec<f32> {
     let team = Team::new(2);
     let mut rows = Activations::default();
     rows.fill(&team, x, w.cols(), integers, w.forms());
@@ -328,7 +329,7 @@ fn rounded_product(k: &Kernels, integers: usize, x: &[f32], w: &Packed) -> Vec<f
         out: &mut out,
         add: false,
     };
-    products_on(k, &team, &rows, &mut [product]);
+    products_on(Set::Only(k), &team, &rows, &mut [product]);
     out
 }
 

@@ -1,0 +1,148 @@
+//! Which kernels multiply which weights: measured on this machine when a type is first packed,
+//! and kept. All kernels of integers give the same bits, so this is a choice of speed alone.
+//!
+//! A table takes two or three milliseconds a type, less than reading one from a disk is worth.
+
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use crate::{DType, Team};
+
+use super::facts;
+use super::kernels::{self, Kernels};
+use super::layout::STRIP;
+use super::panel::Panel;
+use super::quantized::{BLOCK_ROWS, Quantized};
+
+/// The kernels for one type.
+#[derive(Clone, Copy)]
+pub(crate) struct Choice {
+    /// For blocks of at most `few_rows` rows: they unpack weights in registers.
+    pub(crate) few: &'static Kernels,
+    /// For others: weights are unpacked once for all blocks.
+    pub(crate) many: &'static Kernels,
+    /// 0 where a set has no way for few rows.
+    pub(crate) few_rows: usize,
+}
+
+impl Choice {
+    /// Blocks of at most so many rows are better not filled up to whole ones.
+    pub(crate) fn unfilled(&self) -> usize {
+        match self.many.tiles {
+            Some(_) => self.few_rows,
+            None => BLOCK_ROWS,
+        }
+    }
+}
+
+/// Who chooses.
+#[derive(Clone, Copy)]
+pub(crate) enum Set {
+    /// The table.
+    Measured,
+    /// A test: one set for everything.
+    #[cfg_attr(not(test), allow(dead_code))]
+    Only(&'static Kernels),
+}
+
+impl Set {
+    pub(crate) fn choice(self, dtype: DType) -> Choice {
+        match self {
+            Set::Measured => choice(dtype),
+            Set::Only(set) => Choice {
+                few: set,
+                many: set,
+                // Some of each, so that tests see both.
+                few_rows: if set.direct.is_some() { 6 } else { 0 },
+            },
+        }
+    }
+}
+
+/// The choice for a quantised type.
+pub(crate) fn choice(dtype: DType) -> Choice {
+    static TABLE: [OnceLock<Choice>; DType::ALL.len()] =
+        [const { OnceLock::new() }; DType::ALL.len()];
+    let at = DType::ALL.iter().position(|d| *d == dtype);
+    let at = at.expect("every type is in the list");
+    *TABLE[at].get_or_init(|| measure(dtype))
+}
+
+/// Columns of the weights that are measured, and their strips, which stay in the caches: the
+/// time that is compared is that of arithmetic.
+const SHAPE: (usize, usize) = (2048, 8);
+
+/// Blocks that share what is unpacked.
+const BLOCKS: usize = 4;
+
+fn measure(dtype: DType) -> Choice {
+    let best = kernels::kernels();
+    let mut sets = kernels::all();
+    if sets.len() > 1 {
+        sets.remove(0); // The portable set is never the fastest.
+    }
+    let facts = facts(dtype).expect("only types that are packed are multiplied");
+    // What is multiplied does not matter to the time.
+    let strip = vec![0; SHAPE.0.div_ceil(facts.unit) * facts.unit_bytes];
+    let rows = |n: usize, filled: usize| {
+        let mut x = Quantized::default();
+        x.fill_with(&Team::new(1), n, SHAPE.0, filled, &|_, row| row.fill(1.0));
+        x
+    };
+    let one = rows(1, BLOCK_ROWS);
+    let with_direct = sets.iter().copied().filter(|set| set.direct.is_some());
+    let few = with_direct.min_by_key(|set| time_few(set, dtype, &strip, &one));
+    let block = rows(BLOCKS * BLOCK_ROWS, BLOCK_ROWS);
+    let many = |set: &&'static Kernels| time_many(set, dtype, &strip, &block);
+    let many = sets.iter().copied().min_by_key(many).unwrap_or(best);
+    let whole = rows(BLOCK_ROWS, BLOCK_ROWS);
+    let limit = time_many(many, dtype, &strip, &whole);
+    let faster = |set: &'static Kernels| {
+        let heights = (1..BLOCK_ROWS).rev();
+        let fits =
+            |&height: &usize| time_few(set, dtype, &strip, &rows(height, BLOCK_ROWS)) < limit;
+        heights.step_by(2).find(fits).unwrap_or(1)
+    };
+    Choice {
+        few: few.unwrap_or(best),
+        many,
+        few_rows: few.map_or(0, faster),
+    }
+}
+
+fn time_few(set: &Kernels, dtype: DType, strip: &[u8], x: &Quantized) -> Duration {
+    let mut sums = [[0.0; STRIP]; BLOCK_ROWS];
+    let Some(direct) = set.direct else {
+        return Duration::MAX;
+    };
+    let block = x.block(0);
+    time(|| direct(dtype, strip, block, &mut sums[..block.height]))
+}
+
+fn time_many(set: &Kernels, dtype: DType, strip: &[u8], x: &Quantized) -> Duration {
+    let mut panel = Panel::new();
+    let mut sums = [[0.0; STRIP]; BLOCK_ROWS];
+    time(|| {
+        (set.unpack)(dtype, strip, set.tiles.is_some(), &mut panel);
+        let entered = set.tiles.map(|tiles| (tiles, (tiles.enter)(&panel)));
+        for block in 0..x.blocks() {
+            let x = x.block(block);
+            match &entered {
+                Some((tiles, entered)) => (tiles.multiply)(entered, &panel, x, &mut sums),
+                None => (set.panel)(&panel, x, &mut sums[..x.height]),
+            }
+        }
+    })
+}
+
+/// The least of some runs: the others were disturbed.
+fn time(mut f: impl FnMut()) -> Duration {
+    let run = |_| {
+        let start = Instant::now();
+        for _ in 0..SHAPE.1 {
+            f();
+        }
+        start.elapsed()
+    };
+    (0..4).map(run).min().unwrap_or_default()
+}
