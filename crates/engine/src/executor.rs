@@ -33,6 +33,11 @@ pub trait Executor: Send {
     ///
     /// A panic ends the requests that run; the next batch comes all the same.
     fn forward(&mut self, batch: &Batch, out: &mut Outputs);
+
+    /// Threads that are idle between batches, if there are any: tokens are chosen on them.
+    fn idle_team(&self) -> Option<&Team> {
+        None
+    }
 }
 
 /// Runs a model on a team of threads, with pages in memory.
@@ -85,5 +90,9 @@ impl Executor for CpuExecutor {
     fn forward(&mut self, batch: &Batch, out: &mut Outputs) {
         self.model
             .forward(&self.team, batch, &mut self.kv, &mut self.work, out);
+    }
+
+    fn idle_team(&self) -> Option<&Team> {
+        Some(&self.team)
     }
 }

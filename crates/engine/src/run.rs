@@ -229,6 +229,7 @@ impl Handle {
             .map(|tokenizer| text_after(tokenizer, &request.prompt, grammar.is_some()));
         let room = capacity(&self.shape) - request.prompt.len();
         let answer = Answer {
+            chosen: None,
             limit: request.max_tokens.map_or(room, |most| most.min(room)),
             ends,
             sampler: Sampler::new(request.sampling, &request.prompt, self.seed()),

@@ -53,11 +53,16 @@ pub(crate) struct Answer {
     pub(crate) grammar: Option<Grammar>,
     pub(crate) stream: Option<TextStream>,
     pub(crate) stop: StopTexts,
+    /// The next token, from when it is chosen to when it is sent.
+    pub(crate) chosen: Option<Choice>,
     /// Alternatives to report with each token.
     pub(crate) logprobs: Option<usize>,
     /// Log-probabilities of the prompt's tokens from the second on, until they are sent.
     pub(crate) scored: Option<Vec<Logprob>>,
 }
+
+/// A token and its log-probability, or why there is none.
+pub(crate) type Choice = Result<(u32, Option<Logprob>), String>;
 
 /// A mean of hidden states that are added one at a time: of all, of the first or of the last.
 #[derive(Debug, Default)]
@@ -158,6 +163,19 @@ impl Sequence {
         matches!(&self.work, Work::Embedding(mean) if mean.wants(position, self.tokens.len()))
     }
 
+    /// Whether a token is to be chosen once its next `tokens` are computed.
+    pub(crate) fn chooses_after(&self, tokens: usize) -> bool {
+        let last = self.computed + tokens == self.tokens.len();
+        last && !self.ended && matches!(&self.work, Work::Answer(answer) if answer.limit > 0)
+    }
+
+    /// Chooses the next token from its logits, for [`take`](Sequence::take) to send.
+    pub(crate) fn choose(&mut self, logits: &mut [f32]) {
+        if let Work::Answer(answer) = &mut self.work {
+            answer.chosen = Some(answer.choose(logits));
+        }
+    }
+
     /// Takes the outputs of its next `tokens`: rows from `logits` and `hidden` on, those that
     /// `wants_logits` and `wants_hidden` named. Sends what they make; may end.
     pub(crate) fn take(
@@ -235,7 +253,8 @@ impl Sequence {
             return;
         };
         let logits = &mut tools.outputs.logits[row * tools.shape.vocab..][..tools.shape.vocab];
-        let event = match answer.choose(logits) {
+        let chosen = answer.chosen.take();
+        let event = match chosen.unwrap_or_else(|| answer.choose(logits)) {
             Ok((token, logprob)) => {
                 self.tokens.push(token);
                 self.first_output.get_or_insert(tools.now);
@@ -301,7 +320,7 @@ impl Sequence {
 
 impl Answer {
     /// Chooses a token; reports its log-probability before any rule changed it.
-    fn choose(&mut self, logits: &mut [f32]) -> Result<(u32, Option<Logprob>), String> {
+    fn choose(&mut self, logits: &mut [f32]) -> Choice {
         let raw = self.logprobs.map(|_| logits.to_vec());
         if let Some(grammar) = &mut self.grammar {
             grammar.mask(logits)?;

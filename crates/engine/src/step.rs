@@ -6,8 +6,8 @@ mod tests;
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use sedge_formats::tokenizer::Tokenizer;
@@ -46,8 +46,8 @@ struct Span {
     tokens: usize,
     /// First row of its prompt's tokens, and of those that were generated.
     rows: [usize; 2],
-    /// First of its rows of logits, and of hidden states.
-    logits: usize,
+    /// Its rows of logits, and the first of its hidden states.
+    logits: Range<usize>,
     hidden: usize,
 }
 
@@ -188,7 +188,7 @@ impl Loop {
                 sequence: chunk.task,
                 tokens: chunk.tokens,
                 rows: [0; 2],
-                logits: 0,
+                logits: 0..0,
                 hidden: 0,
             });
         }
@@ -219,7 +219,8 @@ impl Loop {
         }
         for span in &mut self.spans {
             let sequence = &self.sequences[span.sequence];
-            (span.logits, span.hidden) = (batch.logits.len(), batch.hidden.len());
+            let logits = batch.logits.len();
+            span.hidden = batch.hidden.len();
             for generated in [false, true] {
                 let rows = span.rows[usize::from(generated)] as u32..;
                 for (position, row) in span.positions(sequence, generated).zip(rows) {
@@ -231,6 +232,7 @@ impl Loop {
                     }
                 }
             }
+            span.logits = logits..batch.logits.len();
         }
     }
 
@@ -260,8 +262,41 @@ impl Loop {
         Ok(())
     }
 
+    /// Chooses the next token of each sequence that is ready for one, on all threads: over a
+    /// large vocabulary that is long enough to hold the next step up.
+    fn choose(&mut self) {
+        let Some(team) = self.executor.idle_team() else {
+            return; // each is chosen when it is emitted
+        };
+        let mut rows: Vec<_> = self
+            .outputs
+            .logits
+            .chunks_mut(self.shape.vocab.max(1))
+            .map(Some)
+            .collect();
+        let mut sequences: Vec<_> = self.sequences.iter_mut().map(Some).collect();
+        let ready: Vec<_> = self
+            .spans
+            .iter()
+            .filter_map(|span| {
+                let sequence = sequences[span.sequence].take()?;
+                let ready = sequence.chooses_after(span.tokens) && !span.logits.is_empty();
+                let row = rows[span.logits.end.checked_sub(1)?]
+                    .take()
+                    .filter(|_| ready)?;
+                Some(Mutex::new((sequence, row)))
+            })
+            .collect();
+        team.run(ready.len(), &|i| {
+            let mut ready = ready[i].lock().unwrap_or_else(PoisonError::into_inner);
+            let (sequence, row) = &mut *ready;
+            sequence.choose(row);
+        });
+    }
+
     /// Turns the outputs into tokens, embeddings and ends, and sends them.
     fn sample_and_emit(&mut self) {
+        self.choose();
         let now = Instant::now();
         let (mut prompt, mut generated) = (0, 0);
         let mut tools = Tools {
@@ -273,7 +308,7 @@ impl Loop {
         for span in &self.spans {
             let sequence = &mut self.sequences[span.sequence];
             let (computed, known) = (sequence.computed, sequence.tokens.len());
-            sequence.take(span.tokens, span.logits, span.hidden, &mut tools);
+            sequence.take(span.tokens, span.logits.start, span.hidden, &mut tools);
             prompt += sequence
                 .computed
                 .min(sequence.prompt)
