@@ -4,8 +4,8 @@
 //! ([`layout`]); activations are converted once per use, whatever reads them ([`Activations`]):
 //! to 8-bit integers, or, where many rows meet tiles, to bfloat16 ([`rounded`]).
 //!
-//! **Every kernel of integers gives the same bits.** The products of a block are integers, so their order
-//! does not matter; what is rounded is fixed, for each output, by this sequence:
+//! **Every kernel of integers gives the same bits.** The products of a block are integers, so
+//! their order does not matter; what is rounded is fixed, for each output, by this sequence:
 //!
 //! ```text
 //! for each group of 64 columns:
@@ -39,6 +39,7 @@ mod portable;
 mod product;
 mod quantized;
 mod rounded;
+mod share;
 #[cfg(test)]
 mod tests;
 
