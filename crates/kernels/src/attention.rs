@@ -1,5 +1,6 @@
 //! Attention of new queries over paged keys and values.
 
+mod direct;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 
@@ -217,11 +218,18 @@ pub(crate) fn work<S: Sixteen>(s: S, w: &Work<'_>, scratch: &mut Vec<f32>) {
         a.window.map_or(0, |window| end.saturating_sub(window))..end
     };
     let all = seen(0).start..seen(queries - 1).end;
+    // The queries of one token see the same: pages are read once, straight into registers.
+    let alone =
+        w.rows == 1 && queries <= S::QUERIES && !shape.v_in_k && shape.v_dim.is_multiple_of(16);
     for chunk in all.start / TOKENS..all.end.div_ceil(TOKENS) {
         let first = chunk * TOKENS;
         // Tokens of the chunk that some query sees; no others are read or counted.
         let read = all.start.max(first) - first..all.end.min(first + TOKENS) - first;
         let pages = read.start / PAGE_TOKENS..read.end.div_ceil(PAGE_TOKENS);
+        if alone {
+            direct::chunk(s, w, chunk, pages, read, q, scores, acc, state);
+            continue;
+        }
         for p in pages.clone() {
             let id = w.pages[chunk * CHUNK + p];
             let ahead = w.pages.get((chunk + 1) * CHUNK + p).copied();

@@ -300,6 +300,57 @@ fn perplexity_is_measured_on_whole_windows() {
 }
 
 #[test]
+fn a_bench_of_conversations_counts_every_turn() {
+    let dir = tempfile::tempdir().unwrap();
+    let questions = file(
+        &dir,
+        "q.json",
+        br#"[["list files", "by size"], ["count lines"]]"#,
+    );
+    let plot = dir.path().join("speed.svg");
+    let args = [
+        "bench",
+        "chat",
+        "--conversations",
+        &questions,
+        "--max-tokens",
+        "4",
+        "--plot",
+        plot.to_str().unwrap(),
+        "--json",
+    ];
+    let report: serde_json::Value = serde_json::from_str(&text(run(&args))).unwrap();
+    let turns = report["turns"].as_array().unwrap();
+    assert_eq!(turns.len(), 3);
+    // The second question comes with the first and its answer.
+    let prompt = |i: usize| turns[i]["prompt_tokens"].as_u64().unwrap();
+    assert!(prompt(1) > prompt(0) && prompt(2) < prompt(1));
+    assert!(std::fs::read_to_string(plot).unwrap().starts_with("<svg"));
+
+    let bad = file(&dir, "bad.json", b"{\"questions\": 1}");
+    let said = complaint(run(&["bench", "chat", "--conversations", &bad]), 1);
+    assert!(
+        said.contains("bad.json: no list of lists of questions"),
+        "{said}"
+    );
+}
+
+#[test]
+fn packed_weights_are_kept_for_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = dir.path().join("packed");
+    let option = format!("--packed-cache={}", cache.display());
+    let model = asset();
+    let prompt = "find all files larger than 100MB";
+    let args = ["run", "-m", &model, "--temperature", "0", &option, prompt];
+    let first = text(run(&args));
+    let count = || std::fs::read_dir(&cache).unwrap().count();
+    assert_eq!(count(), 2, "the weights and a note");
+    assert_eq!(text(run(&args)), first);
+    assert_eq!(count(), 2);
+}
+
+#[test]
 fn completions_name_the_commands() {
     for shell in ["bash", "zsh", "fish"] {
         let script = text(run(&["completions", shell]));
