@@ -1,5 +1,6 @@
 //! Attention of one token's queries: each page is read once, by registers, without a copy.
 //! The sums are those of the other way, in the same order, so that the bits are the same.
+#![allow(clippy::needless_range_loop)] // one index walks several arrays of vectors
 
 use std::ops::Range;
 
