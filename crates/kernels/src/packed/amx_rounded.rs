@@ -24,6 +24,7 @@ pub(super) fn kernels() -> Option<&'static RoundedKernels> {
 // SAFETY, of every block below: the table is only handed out after detection.
 #[allow(clippy::undocumented_unsafe_blocks)] // the line above
 static AMX: RoundedKernels = RoundedKernels {
+    fast: true,
     round: |x, out| unsafe { round(x, out) },
     round_rows: |x, half, out| unsafe { round_rows(x, half, out) },
     decode: |dtype, units, half, out| match dtype {

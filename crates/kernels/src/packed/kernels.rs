@@ -95,5 +95,5 @@ pub fn packed_kernels() -> &'static str {
 
 /// Whether products of rows that are rounded to bfloat16 are fast here: whether there are tiles.
 pub fn rounds_fast() -> bool {
-    kernels().tiles.is_some()
+    kernels().rounded.fast
 }

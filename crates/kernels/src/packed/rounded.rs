@@ -51,6 +51,8 @@ impl Tiles {
 /// How rounded rows are multiplied.
 #[derive(Clone, Copy)]
 pub(crate) struct RoundedKernels {
+    /// Faster than products of integers.
+    pub(crate) fast: bool,
     /// Rounds to nearest, ties to even.
     pub(crate) round: fn(&[f32; TILE], &mut [u16; TILE]),
     /// Rounds up to 16 rows of 16 columns, into the first or the second half of a tile's.
@@ -181,6 +183,7 @@ thread_local! {
 
 /// The definition, in plain loops.
 pub(crate) static PORTABLE: RoundedKernels = RoundedKernels {
+    fast: false,
     round,
     round_rows: |x, half, out| {
         for (x, out) in x.iter().zip(out) {
