@@ -976,4 +976,36 @@ mod tests {
         b.tables[..5].fill(u32::MAX); // the window begins at position 81, in page 5
         assert_eq!(run(&isa::PORTABLE, 1, &case, &b, &b.segments), all);
     }
+
+    #[test]
+    fn pages_past_the_last_token_are_never_read() {
+        let shape = KvShape {
+            heads: 1,
+            k_dim: 32,
+            v_dim: 16,
+            v_in_k: false,
+        };
+        for (rounded, rows) in [(false, 1), (true, 1), (false, 9), (true, 9)] {
+            let case = Case {
+                shape,
+                kv: KvType::F16,
+                group: 2,
+                window: None,
+                softcap: None,
+                lengths: vec![(70, rows)],
+                seed: 1,
+                rounded,
+            };
+            let mut b = batch(&case);
+            let expected: Vec<_> = isa::all()
+                .iter()
+                .map(|isa| run(isa, 1, &case, &b, &b.segments))
+                .collect();
+            b.tables.extend([u32::MAX; 9]);
+            b.segments[0].pages.end += 9;
+            for (isa, expected) in isa::all().iter().zip(expected) {
+                assert_eq!(run(isa, 1, &case, &b, &b.segments), expected);
+            }
+        }
+    }
 }

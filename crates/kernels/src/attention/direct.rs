@@ -81,8 +81,10 @@ pub(super) fn chunk<S: Sixteen>(
     for p in pages.clone() {
         // These pages' values are wanted next, and the keys of the next ones after that.
         ask(s, w.kv.values(layer, id(p), w.head));
-        if let Some(&ahead) = w.pages.get((chunk + 1) * CHUNK + p) {
-            ask(s, w.kv.keys(layer, ahead, w.head));
+        // What lies past the query in its table may be anything.
+        let ahead = (chunk + 1) * CHUNK + p;
+        if ahead * PAGE_TOKENS <= w.position {
+            ask(s, w.kv.keys(layer, w.pages[ahead], w.head));
         }
     }
     // As many pages side by side as there are, so that no sum waits for itself.
