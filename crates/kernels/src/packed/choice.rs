@@ -43,12 +43,27 @@ pub(crate) enum Set {
     /// A test: one set for everything.
     #[cfg_attr(not(test), allow(dead_code))]
     Only(&'static Kernels),
+    /// A test: the best set, and a choice for each type.
+    #[cfg(test)]
+    By(&'static Kernels, fn(DType) -> Choice),
 }
 
 impl Set {
+    /// The best set for quantised and other weights together.
+    pub(crate) fn best(self) -> &'static Kernels {
+        match self {
+            Set::Measured => kernels::kernels(),
+            Set::Only(set) => set,
+            #[cfg(test)]
+            Set::By(best, _) => best,
+        }
+    }
+
     pub(crate) fn choice(self, dtype: DType) -> Choice {
         match self {
             Set::Measured => choice(dtype),
+            #[cfg(test)]
+            Set::By(_, choice) => choice(dtype),
             Set::Only(set) => Choice {
                 few: set,
                 many: set,

@@ -6,9 +6,9 @@ use std::ops::Range;
 use crate::team::Team;
 
 use super::activations::Activations;
-use super::choice::{Choice, Set};
+use super::choice::Set;
 use super::halves::is_half;
-use super::kernels::{Kernels, kernels};
+use super::kernels::Kernels;
 use super::layout::{GROUP, STRIP};
 use super::panel::Panel;
 use super::quantized::{BLOCK_ROWS, Quantized};
@@ -71,10 +71,7 @@ pub(super) fn share<const WAYS: usize>(
         true => None,
         false => Integers::plan(set, team, x.integers(), (strips, few), job),
     };
-    let k = match set {
-        Set::Measured => kernels(),
-        Set::Only(k) => k,
-    };
+    let k = set.best();
     let width = match (&integers, rounded) {
         // Even, since two strips share a tile.
         (_, true) => (ROUNDED.0 / WAYS)
@@ -125,12 +122,13 @@ impl Integers {
     ) -> Option<Integers> {
         let last = x.blocks().checked_sub(1)?;
         let height = x.block(last).height;
-        let choices = job.weights(0).map(|(w, _)| set.choice(w.dtype()));
-        let by_direct = |c: &Choice| c.few.direct.is_some();
-        // Tiles take whole blocks only; other kernels take what is unpacked.
-        let must = choices.iter().any(|c| c.many.tiles.is_some());
-        let better = last == 0 && choices.iter().any(|c| height <= c.few_rows);
-        let alone = height < BLOCK_ROWS && (must || better) && choices.iter().all(by_direct);
+        // Tiles take whole blocks only, and any of the matrices may go to them; other kernels
+        // take what is unpacked. Where the best set has a way for few rows, every choice has.
+        let must = set.best().tiles.is_some();
+        let few_rows = job.weights(0).map(|(w, _)| set.choice(w.dtype()).few_rows);
+        let better = last == 0 && few_rows.iter().any(|&few| height <= few);
+        let can = set.best().direct.is_some();
+        let alone = height < BLOCK_ROWS && (must || better) && can;
         let together = 0..last + usize::from(!alone);
         let width = if together.is_empty() {
             few

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::choice::Set;
+use super::choice::{Choice, Set};
 use super::kernels::{self, Kernels};
 use super::product::products_on;
 use super::*;
@@ -416,6 +416,48 @@ proptest! {
         prop_assert_eq!((gated.rows(), gated.cols()), (m, n));
         for pair in 0..expected.rounded.pairs() {
             prop_assert!(gated.rounded.pair(pair) == expected.rounded.pair(pair));
+        }
+    }
+}
+
+/// The measured table may send the matrices of one product to different sets.
+#[test]
+fn matrices_with_different_kernels_share_their_rows() {
+    let mixed = |dtype| {
+        let all = kernels::all();
+        let best = all[all.len() - 1];
+        let other = all[all.len().saturating_sub(2)];
+        Choice {
+            few: best,
+            many: if dtype == DType::Q4K { other } else { best },
+            few_rows: if best.direct.is_some() { 4 } else { 0 },
+        }
+    };
+    let team = Team::new(2);
+    let weights = [DType::Q4K, DType::Q6K].map(|d| packed(&matrix(d, 33, 512, 1)));
+    for m in [1, 4, 5, 12, 16, 21, 28] {
+        let x = values(m * 512, 3);
+        let mut rows = Activations::default();
+        // Not filled up, as the type without tiles wants it.
+        let forms = Forms {
+            few: 16,
+            ..weights[0].forms()
+        };
+        rows.fill(&team, &x, 512, m, forms);
+        let mut outs = [vec![0.0; m * 33], vec![0.0; m * 33]];
+        let mut all: Vec<_> = weights
+            .iter()
+            .zip(&mut outs)
+            .map(|(weight, out)| Product {
+                weight,
+                bias: None,
+                out,
+                add: false,
+            })
+            .collect();
+        products_on(Set::By(kernels::kernels(), mixed), &team, &rows, &mut all);
+        for (w, out) in weights.iter().zip(&outs) {
+            assert_eq!(out, &product(&kernels::PORTABLE, 1, &x, w), "{m} rows");
         }
     }
 }
