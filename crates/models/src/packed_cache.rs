@@ -1,10 +1,11 @@
 //! Packed weights kept in a folder, so that the next start maps them instead of packing again.
 //!
 //! A file is named after what it was packed from: the hash of every matrix's type, shape and
-//! stored bytes, and of the layout's version. So it serves any checkpoint with the same weights
-//! and is never stale. Hashing reads the whole checkpoint; a note beside the files remembers the
-//! hash of a checkpoint's own file by name, size and time of change, so that a second start of
-//! an unchanged file reads nothing of it.
+//! stored bytes, and of the layout's version. So it serves any checkpoint with the same weights.
+//! Hashing reads the whole checkpoint; a note beside the files remembers the hash of a
+//! checkpoint's own file by name, size and time of change, by what is packed of it and by the
+//! version of Sedge, so that a second start of an unchanged file reads nothing of it. A file
+//! that is changed and keeps its size and its time to the nanosecond is taken for unchanged.
 
 use std::fs;
 use std::io::{self, Write};
@@ -15,7 +16,7 @@ use std::time::UNIX_EPOCH;
 use blake3::{Hash, Hasher};
 use bytes::Bytes;
 use sedge_formats::replace;
-use sedge_kernels::{PACKED_VERSION, Packer, Team};
+use sedge_kernels::{Matrix, PACKED_VERSION, Packer, Team};
 
 use crate::Model;
 
@@ -56,9 +57,9 @@ impl PackedCache {
     /// When the memory to pack into cannot be had; the model still runs then. That something
     /// cannot be written is no error.
     pub fn pack(&self, model: &mut Model, team: &Team, file: Option<&Path>) -> io::Result<Cached> {
-        let note = file.and_then(|file| self.note(file));
-        let noted = note.as_deref().and_then(read_note);
         let packer = model.packer();
+        let note = file.and_then(|file| self.note(file, &packer));
+        let noted = note.as_deref().and_then(read_note);
         let hash = noted.unwrap_or_else(|| hash(&packer, team));
         let path = self.folder.join(format!("{hash}.packed"));
         let packer = match map(&path, &hash) {
@@ -90,7 +91,7 @@ impl PackedCache {
     }
 
     /// Where the hash of a file's weights is noted, named after the file as it is now.
-    fn note(&self, file: &Path) -> Option<PathBuf> {
+    fn note(&self, file: &Path, packer: &Packer<'_>) -> Option<PathBuf> {
         let facts = fs::metadata(file).ok().filter(fs::Metadata::is_file)?;
         let changed = facts.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
         let path = file.canonicalize().ok()?;
@@ -99,7 +100,9 @@ impl PackedCache {
         name.update(&[0]);
         name.update(&facts.len().to_le_bytes());
         name.update(&changed.as_nanos().to_le_bytes());
-        name.update(&PACKED_VERSION.to_le_bytes());
+        name.update(env!("CARGO_PKG_VERSION").as_bytes());
+        start(&mut name);
+        packer.stored().for_each(|w| describe(w, &mut name));
         Some(self.folder.join(format!("{}.note", name.finalize())))
     }
 
@@ -113,14 +116,24 @@ fn read_note(note: &Path) -> Option<Hash> {
     Hash::from_hex(fs::read(note).ok()?).ok()
 }
 
+/// What every hash begins with.
+fn start(hasher: &mut Hasher) {
+    hasher.update(MAGIC).update(&PACKED_VERSION.to_le_bytes());
+}
+
+/// A matrix without its values.
+fn describe(w: &Matrix, hasher: &mut Hasher) {
+    hasher.update(w.dtype().name().as_bytes());
+    hasher.update(&(w.rows() as u64).to_le_bytes());
+    hasher.update(&(w.cols() as u64).to_le_bytes());
+}
+
 /// The hash of what is packed: of its pieces' hashes, which the team computes side by side.
 fn hash(packer: &Packer<'_>, team: &Team) -> Hash {
     let mut all = Hasher::new();
-    all.update(MAGIC).update(&PACKED_VERSION.to_le_bytes());
+    start(&mut all);
     for w in packer.stored() {
-        all.update(w.dtype().name().as_bytes());
-        all.update(&(w.rows() as u64).to_le_bytes());
-        all.update(&(w.cols() as u64).to_le_bytes());
+        describe(w, &mut all);
         let bytes = w.bytes();
         // A few pieces at a time, whose memory is given back before more is read.
         for part in (0..bytes.len()).step_by(PIECE * 4 * team.threads()) {
