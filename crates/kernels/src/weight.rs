@@ -10,7 +10,7 @@ pub enum Weight {
     /// As the file has it: decoded to f32 and multiplied with f32 activations. The reference,
     /// and the way of the plain types.
     Stored(Matrix),
-    /// Packed: multiplied with 8-bit activations.
+    /// Packed: quantised types are multiplied with 8-bit activations, those of 16 bits with f32.
     Packed(Packed),
 }
 
@@ -76,7 +76,7 @@ impl Weight {
         }
     }
 
-    /// Whether products read 8-bit activations.
+    /// Whether it is packed.
     pub fn is_packed(&self) -> bool {
         matches!(self, Weight::Packed(_))
     }

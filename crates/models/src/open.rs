@@ -107,7 +107,7 @@ impl Model {
     }
 
     /// Whether packed weights multiply the rows of prompts, and of texts to embed, rounded to
-    /// bfloat16 instead of 8-bit integers: twice as fast where
+    /// bfloat16 instead of 8-bit integers: faster where
     /// [tiles](sedge_kernels::rounds_fast) are. Off at first, so that a model's results are the
     /// same on all machines.
     pub fn round_prompts(&mut self, round: bool) {

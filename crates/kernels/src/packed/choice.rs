@@ -1,7 +1,7 @@
 //! Which kernels multiply which weights: measured on this machine when a type is first packed,
 //! and kept. All kernels of integers give the same bits, so this is a choice of speed alone.
 //!
-//! A table takes two or three milliseconds a type, less than reading one from a disk is worth.
+//! Kept while the process lives: measuring a type is a small part of packing it.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};

@@ -23,8 +23,8 @@ pub(crate) const PAIR_ROWS: usize = 2 * BLOCK_ROWS;
 /// Columns of a tile: 32, which are a slab.
 pub(crate) const TILE: usize = SLAB;
 
-/// `[2 blocks][2 strips][16 rows][16 outputs]`. A tile whose rows cross cache lines takes twice as
-/// long to store.
+/// `[2 blocks][2 strips][16 rows][16 outputs]`. Aligned, so that no row of
+/// a tile crosses cache lines.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 pub(crate) struct PairSums(pub(crate) [[[[f32; STRIP]; BLOCK_ROWS]; 2]; 2]);
