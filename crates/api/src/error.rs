@@ -100,6 +100,10 @@ impl ApiError {
                 message,
                 seconds: retry_after.as_secs().max(1),
             },
+            SubmitError::Late { wait } => ApiError::Busy {
+                message,
+                seconds: wait.as_secs().max(1),
+            },
             SubmitError::Closed => ApiError::Draining,
         }
     }

@@ -8,6 +8,7 @@
 mod check;
 mod constraint;
 mod executor;
+mod live;
 mod logprob;
 mod pages;
 mod plan;
@@ -24,6 +25,7 @@ mod step;
 mod stop;
 
 pub use executor::{CpuExecutor, Executor, Shape};
+pub use live::{RequestView, StepRecord, TierPages};
 pub use request::{
     Constraint, Event, Finish, FinishReason, Goal, Logprob, Request, Sampling, SubmitError,
     Timings, TokenEvent, Usage,

@@ -1,5 +1,6 @@
 //! What a caller asks for and what it gets back.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How tokens are chosen: the penalties change the logits, then the bias, then the temperature;
@@ -88,6 +89,13 @@ pub struct Request {
     pub prompt_logprobs: bool,
     /// What the answer must look like.
     pub constraint: Option<Constraint>,
+    /// Who asks. Tenants share the engine by their weights; the empty name is a tenant too.
+    pub tenant: Arc<str>,
+    /// Lower is sooner; requests of a lower number never wait for those of a higher one.
+    pub priority: i32,
+    /// Time after which nobody wants the answer any more, from submission: the request then ends
+    /// with an error, and is refused at once if it would have to wait longer.
+    pub deadline: Option<Duration>,
 }
 
 impl Default for Request {
@@ -103,6 +111,9 @@ impl Default for Request {
             logprobs: None,
             prompt_logprobs: false,
             constraint: None,
+            tenant: Arc::default(),
+            priority: 0,
+            deadline: None,
         }
     }
 }
@@ -153,6 +164,12 @@ pub enum SubmitError {
         waiting: usize,
         /// When a place is likely.
         retry_after: Duration,
+    },
+    /// It would wait for longer than its deadline.
+    #[error("the request would wait for about {} s, longer than its deadline", wait.as_secs_f64().ceil())]
+    Late {
+        /// Expected wait.
+        wait: Duration,
     },
     /// The engine takes no more requests.
     #[error("the server is shutting down")]

@@ -13,12 +13,13 @@ use crate::check::{capacity, check};
 use crate::constraint::{Grammars, Vocabulary};
 use crate::rng::split_mix;
 use crate::sample::Sampler;
-use crate::sequence::{Answer, Mean, Sequence, Work};
+use crate::sequence::{Answer, Asked, Mean, Sequence, Work};
 use crate::shared::Shared;
 use crate::step::Loop;
 use crate::stop::StopTexts;
 use crate::{
-    Event, Executor, Finish, FinishReason, Goal, Request, Shape, SubmitError, Timings, Usage,
+    Event, Executor, Finish, FinishReason, Goal, Request, RequestView, Shape, StepRecord,
+    SubmitError, Timings, Usage,
 };
 
 /// How long `drain` waits for the step in progress after it has ended the rest.
@@ -142,6 +143,17 @@ impl Engine {
         self.0.shared.stats()
     }
 
+    /// The steps after number `after` that are still kept, oldest first: up to some thousand.
+    pub fn steps(&self, after: u64) -> Vec<StepRecord> {
+        self.0.shared.live.steps(after)
+    }
+
+    /// The requests that have not ended, as they were some steps ago. Asking makes the engine
+    /// list them for a while; the first call may find none.
+    pub fn requests(&self) -> Vec<RequestView> {
+        self.0.shared.live.requests()
+    }
+
     /// Takes no more requests; waits until those taken have ended or `timeout` has passed, then
     /// ends the rest with an error. True when all ended by themselves. Blocks its thread.
     pub fn drain(&self, timeout: Duration) -> bool {
@@ -193,8 +205,13 @@ impl Handle {
         };
         let computes =
             request.goal == Goal::Embed || request.max_tokens != Some(0) || request.prompt_logprobs;
+        let asked = Asked {
+            tenant: request.tenant.clone(),
+            priority: request.priority,
+            deadline: request.deadline,
+        };
         let (work, prompt) = self.work(request)?;
-        let mut sequence = Sequence::new(prompt, work, sender, submitted);
+        let mut sequence = Sequence::new(prompt, work, asked, sender, submitted);
         if computes {
             self.shared.submit(sequence)?;
         } else {

@@ -1,7 +1,8 @@
 //! One request on its way: its tokens, its pages, and what becomes of a step's outputs.
 //! Whatever happens to it, it sends `Finished` at most once, and last.
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use sedge_formats::tokenizer::{TextStream, Tokenizer};
 use sedge_models::Outputs;
@@ -14,7 +15,7 @@ use crate::pages::{Table, pages_for};
 use crate::plan::Task;
 use crate::sample::Sampler;
 use crate::stop::StopTexts;
-use crate::{Event, Finish, FinishReason, Logprob, Shape, Timings, TokenEvent, Usage};
+use crate::{Event, Finish, FinishReason, Logprob, RequestView, Shape, Timings, TokenEvent, Usage};
 
 /// A request that was taken.
 #[derive(Debug)]
@@ -28,11 +29,24 @@ pub(crate) struct Sequence {
     pub(crate) table: Table,
     pub(crate) running: bool,
     pub(crate) ended: bool,
+    /// Number by arrival.
+    pub(crate) number: u64,
+    pub(crate) asked: Asked,
     work: Work,
     events: UnboundedSender<Event>,
     submitted: Instant,
     first_run: Option<Instant>,
     first_output: Option<Instant>,
+}
+
+/// Who asks, and how urgently.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Asked {
+    pub(crate) tenant: Arc<str>,
+    /// Lower is sooner.
+    pub(crate) priority: i32,
+    /// From submission.
+    pub(crate) deadline: Option<Duration>,
 }
 
 /// What the steps make.
@@ -84,10 +98,13 @@ impl Sequence {
     pub(crate) fn new(
         prompt: Vec<u32>,
         work: Work,
+        asked: Asked,
         events: UnboundedSender<Event>,
         submitted: Instant,
     ) -> Sequence {
         Sequence {
+            asked,
+            number: 0,
             prompt: prompt.len(),
             tokens: prompt,
             computed: 0,
@@ -99,6 +116,20 @@ impl Sequence {
             submitted,
             first_run: None,
             first_output: None,
+        }
+    }
+
+    /// What those who watch see of it.
+    pub(crate) fn view(&self, now: Instant) -> RequestView {
+        RequestView {
+            number: self.number,
+            tenant: self.asked.tenant.clone(),
+            priority: self.asked.priority,
+            age: now.saturating_duration_since(self.submitted),
+            running: self.running,
+            prompt: self.prompt,
+            computed: self.computed,
+            generated: self.generated(),
         }
     }
 

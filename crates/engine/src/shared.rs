@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::live::Live;
 use crate::sequence::Sequence;
 use crate::{EngineStats, SubmitError};
 
@@ -18,11 +19,14 @@ pub(crate) struct Shared {
     empty: Condvar,
     max_waiting: usize,
     pub(crate) counters: Counters,
+    pub(crate) live: Live,
 }
 
 #[derive(Debug)]
 struct Inbox {
     arrivals: Vec<Sequence>,
+    /// Requests taken so far.
+    taken: u64,
     /// Requests that were taken and have not ended.
     live: usize,
     /// Those of them that do not run.
@@ -70,6 +74,7 @@ impl Shared {
     pub(crate) fn new(max_waiting: usize) -> Shared {
         let inbox = Inbox {
             arrivals: Vec::new(),
+            taken: 0,
             live: 0,
             waiting: 0,
             state: Door::Open,
@@ -82,6 +87,7 @@ impl Shared {
             empty: Condvar::new(),
             max_waiting: max_waiting.max(1),
             counters: Counters::default(),
+            live: Live::default(),
         }
     }
 
@@ -115,9 +121,11 @@ impl Shared {
         Ok(())
     }
 
-    pub(crate) fn submit(&self, sequence: Sequence) -> Result<(), SubmitError> {
+    pub(crate) fn submit(&self, mut sequence: Sequence) -> Result<(), SubmitError> {
         let mut inbox = self.lock();
         self.check_door(&inbox)?;
+        inbox.taken += 1;
+        sequence.number = inbox.taken;
         inbox.arrivals.push(sequence);
         inbox.live += 1;
         inbox.waiting += 1;

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sedge_formats::tokenizer::Tokenizer;
 use sedge_kernels::Segment;
@@ -18,7 +18,7 @@ use crate::pages::Pages;
 use crate::plan::{Limits, State, Step, plan};
 use crate::sequence::{Sequence, Tools};
 use crate::shared::{Closing, Shared};
-use crate::{EngineConfig, Executor, FinishReason, Shape};
+use crate::{EngineConfig, Executor, FinishReason, Shape, StepRecord, TierPages};
 
 /// Logits that the prompts of one step may ask for: 64 MiB of them.
 const SCORED_LOGITS: usize = 16 << 20;
@@ -33,6 +33,7 @@ pub(crate) struct Loop {
     pages: Pages,
     /// Requests taken and not ended, in order of arrival; those that run before those that wait.
     sequences: Vec<Sequence>,
+    started: Instant,
     // Reused in every step.
     state: State,
     batch: Batch,
@@ -91,6 +92,7 @@ impl Loop {
             shared,
             pages,
             sequences: Vec::new(),
+            started: Instant::now(),
             state: State::default(),
             batch: Batch::default(),
             outputs: Outputs::default(),
@@ -118,10 +120,12 @@ impl Loop {
 
     /// One step.
     pub(crate) fn step(&mut self) {
+        let start = Instant::now();
         self.forget_cancelled();
         let step = self.plan();
         self.move_pages(&step);
         self.gather(&step);
+        let planning = start.elapsed();
         if !self.spans.is_empty() {
             match self.forward() {
                 Ok(()) => self.sample_and_emit(),
@@ -130,6 +134,37 @@ impl Loop {
         }
         self.forget_ended();
         self.publish();
+        if !self.spans.is_empty() {
+            self.record(&step, start, planning);
+        }
+    }
+
+    /// Notes the step for those who watch.
+    fn record(&self, step: &Step, start: Instant, planning: Duration) {
+        let live = &self.shared.live;
+        let number = self.shared.counters.steps.load(Ordering::Relaxed);
+        let running = self.sequences.iter().filter(|s| s.running).count();
+        live.note(StepRecord {
+            number,
+            start: start.saturating_duration_since(self.started),
+            time: start.elapsed(),
+            planning,
+            predicted: None,
+            generated: self.batch.generated,
+            prompt: self.batch.tokens.len() - self.batch.generated,
+            requests: self.spans.len(),
+            running,
+            waiting: self.sequences.len() - running,
+            preempted: step.preempt.len(),
+            pages: TierPages {
+                running: self.pages.used(),
+                ..TierPages::default()
+            },
+        });
+        if live.is_watched(number) {
+            let now = Instant::now();
+            live.list(self.sequences.iter().map(|s| s.view(now)));
+        }
     }
 
     fn forget_cancelled(&mut self) {
