@@ -26,6 +26,7 @@ mod stop;
 
 pub use executor::{CpuExecutor, Executor, Shape};
 pub use live::{RequestView, StepRecord, TierPages};
+pub use plan::Policy;
 pub use request::{
     Constraint, Event, Finish, FinishReason, Goal, Logprob, Request, Sampling, SubmitError,
     Timings, TokenEvent, Usage,

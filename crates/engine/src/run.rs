@@ -18,7 +18,7 @@ use crate::shared::Shared;
 use crate::step::Loop;
 use crate::stop::StopTexts;
 use crate::{
-    Event, Executor, Finish, FinishReason, Goal, Request, RequestView, Shape, StepRecord,
+    Event, Executor, Finish, FinishReason, Goal, Policy, Request, RequestView, Shape, StepRecord,
     SubmitError, Timings, Usage,
 };
 
@@ -35,6 +35,8 @@ pub struct EngineConfig {
     pub max_running: usize,
     /// Most requests that wait.
     pub max_waiting: usize,
+    /// How steps are composed.
+    pub policy: Policy,
 }
 
 impl Default for EngineConfig {
@@ -43,6 +45,7 @@ impl Default for EngineConfig {
             token_budget: 512,
             max_running: 64,
             max_waiting: 256,
+            policy: Policy::default(),
         }
     }
 }
@@ -378,6 +381,7 @@ mod tests {
                 token_budget: 16,
                 max_running: 5,
                 max_waiting: 100,
+                ..EngineConfig::default()
             },
         );
         std::thread::scope(|scope| {

@@ -12,7 +12,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::constraint::Grammar;
 use crate::logprob::logprob;
 use crate::pages::{Table, pages_for};
-use crate::plan::Task;
+use crate::plan::{Level, Task};
 use crate::sample::Sampler;
 use crate::stop::StopTexts;
 use crate::{Event, Finish, FinishReason, Logprob, RequestView, Shape, Timings, TokenEvent, Usage};
@@ -155,6 +155,8 @@ impl Sequence {
     pub(crate) fn task(&self, shape: &Shape) -> Task {
         Task {
             running: self.running,
+            ready: true,
+            level: Level::default(),
             left: self.tokens.len() - self.computed,
             held: self.table.len(),
             missing: self.wanted_pages(shape).saturating_sub(self.table.len()),

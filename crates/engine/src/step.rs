@@ -15,10 +15,10 @@ use sedge_kernels::Segment;
 use sedge_models::{Batch, Outputs};
 
 use crate::pages::Pages;
-use crate::plan::{Limits, State, Step, plan};
+use crate::plan::{Limits, State, Step};
 use crate::sequence::{Sequence, Tools};
 use crate::shared::{Closing, Shared};
-use crate::{EngineConfig, Executor, FinishReason, Shape, StepRecord, TierPages};
+use crate::{EngineConfig, Executor, FinishReason, Policy, Shape, StepRecord, TierPages};
 
 /// Logits that the prompts of one step may ask for: 64 MiB of them.
 const SCORED_LOGITS: usize = 16 << 20;
@@ -29,6 +29,7 @@ pub(crate) struct Loop {
     shape: Shape,
     tokenizer: Option<Arc<Tokenizer>>,
     limits: Limits,
+    policy: Policy,
     shared: Arc<Shared>,
     pages: Pages,
     /// Requests taken and not ended, in order of arrival; those that run before those that wait.
@@ -82,6 +83,7 @@ impl Loop {
             executor,
             shape,
             tokenizer,
+            policy: config.policy,
             limits: Limits {
                 tokens,
                 // Every decode fits into a step.
@@ -188,7 +190,7 @@ impl Loop {
             .tasks
             .extend(self.sequences.iter().map(|s| s.task(&self.shape)));
         self.state.free = self.pages.free();
-        plan(&self.state, &self.limits)
+        self.policy.plan(&self.state, &self.limits)
     }
 
     /// Takes pages from those that are preempted and gives them to those that run.

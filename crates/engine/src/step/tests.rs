@@ -160,6 +160,7 @@ fn a_panic_ends_what_runs_and_spares_what_waits() {
             token_budget: 8,
             max_running: 2,
             max_waiting: 9,
+            ..EngineConfig::default()
         },
     );
     let mut running = rig.submit(greedy(vec![4], 30));
@@ -366,6 +367,7 @@ fn a_full_queue_refuses_and_says_when_to_come_again() {
             token_budget: 8,
             max_running: 1,
             max_waiting: 2,
+            ..EngineConfig::default()
         },
     );
     let mut outputs = vec![
@@ -450,7 +452,7 @@ proptest! {
         visits in visits(), pages in 5usize..16, budget in 1usize..40, max_running in 1usize..8,
     ) {
         let shape = Shape { pages, context: 90, ..SHAPE };
-        let config = EngineConfig { token_budget: budget, max_running, max_waiting: 100 };
+        let config = EngineConfig { token_budget: budget, max_running, max_waiting: 100, ..EngineConfig::default() };
         let mut rig = Rig::new(shape, config);
         let capacity = 90.min(pages * 16);
         let mut outputs: Vec<Option<Output>> = visits.iter().map(|_| None).collect();
@@ -574,6 +576,7 @@ fn constrained_answers_are_valid_also_when_preempted() {
         token_budget: 24,
         max_running: 6,
         max_waiting: 100,
+        ..EngineConfig::default()
     };
     let shape = Shape {
         vocab: PIECES as usize + pieces.len() + 5,
