@@ -1,0 +1,10 @@
+//! Groups of pages that live in device, host and disk memory, and the moves between them.
+//! Capacity and link rate are settings of every tier, so that any machine can stand in for a
+//! smaller or slower one.
+#![deny(missing_docs)]
+
+mod groups;
+mod link;
+
+pub use groups::{Groups, Owner, runs};
+pub use link::{Link, LinkConfig};
