@@ -34,6 +34,27 @@ pub trait Executor: Send {
     /// A panic ends the requests that run; the next batch comes all the same.
     fn forward(&mut self, batch: &Batch, out: &mut Outputs);
 
+    /// Bytes of one page in all layers.
+    fn page_bytes(&self) -> usize {
+        0
+    }
+
+    /// Blocks of memory that a page's bytes lie in.
+    fn page_blocks(&self) -> usize {
+        1
+    }
+
+    /// A page's bytes, as [`write_page`](Executor::write_page) takes them.
+    fn read_page(&self, _page: u32) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Makes a page what it was when its bytes were read.
+    fn write_page(&mut self, _page: u32, _bytes: &[u8]) {}
+
+    /// Makes a page a copy of another.
+    fn copy_page(&mut self, _from: u32, _to: u32) {}
+
     /// Threads that are idle between batches, if there are any: tokens are chosen on them.
     fn idle_team(&self) -> Option<&Team> {
         None
@@ -90,6 +111,26 @@ impl Executor for CpuExecutor {
     fn forward(&mut self, batch: &Batch, out: &mut Outputs) {
         self.model
             .forward(&self.team, batch, &mut self.kv, &mut self.work, out);
+    }
+
+    fn page_bytes(&self) -> usize {
+        self.kv.layers() * self.kv.shape().page_bytes(self.kv.kv_type())
+    }
+
+    fn page_blocks(&self) -> usize {
+        self.kv.layers()
+    }
+
+    fn read_page(&self, page: u32) -> Vec<u8> {
+        self.kv.page_bytes(page)
+    }
+
+    fn write_page(&mut self, page: u32, bytes: &[u8]) {
+        self.kv.set_page_bytes(page, bytes);
+    }
+
+    fn copy_page(&mut self, from: u32, to: u32) {
+        self.kv.copy_page(from, to);
     }
 
     fn idle_team(&self) -> Option<&Team> {

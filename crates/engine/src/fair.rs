@@ -240,7 +240,7 @@ mod tests {
     fn shares_follow_weights() {
         let mut fair = fair(&[("big", 3.0)]);
         let (big, small) = (fair.enter(&"big".into()), fair.enter(&"small".into()));
-        let mut served = [0, 0];
+        let mut served = [0usize, 0];
         for _ in 0..400 {
             let turns = [turn(small, 1.0), turn(big, 1.0)];
             let next = turns[order(&fair, &turns)[0]].tenant;

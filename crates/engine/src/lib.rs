@@ -5,12 +5,14 @@
 //! pages are free within one step of its end, and its tokens do not depend on its neighbours.
 #![deny(missing_docs)]
 
+mod budget;
+mod cache;
 mod check;
 mod constraint;
 mod executor;
+mod fair;
 mod live;
 mod logprob;
-mod pages;
 mod plan;
 mod request;
 mod rng;
@@ -24,6 +26,7 @@ mod softmax;
 mod step;
 mod stop;
 
+pub use cache::{CacheConfig, CacheStats, HostConfig, Prefixes};
 pub use executor::{CpuExecutor, Executor, Shape};
 pub use live::{RequestView, StepRecord, TierPages};
 pub use plan::Policy;

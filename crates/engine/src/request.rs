@@ -205,6 +205,8 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens` or the context was reached.
     Length,
+    /// The request's deadline passed first.
+    Deadline,
     /// The engine could not go on; the text says why.
     Error(String),
 }

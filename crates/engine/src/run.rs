@@ -1,11 +1,13 @@
 //! The engine's handle: takes requests, hands out their events.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use sedge_clock::{Clock, Costs};
 use sedge_formats::tokenizer::{TextStream, Tokenizer};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -18,8 +20,8 @@ use crate::shared::Shared;
 use crate::step::Loop;
 use crate::stop::StopTexts;
 use crate::{
-    Event, Executor, Finish, FinishReason, Goal, Policy, Request, RequestView, Shape, StepRecord,
-    SubmitError, Timings, Usage,
+    CacheConfig, CacheStats, Event, Executor, Finish, FinishReason, Goal, Policy, Request,
+    RequestView, Shape, StepRecord, SubmitError, Timings, Usage,
 };
 
 /// How long `drain` waits for the step in progress after it has ended the rest.
@@ -37,6 +39,16 @@ pub struct EngineConfig {
     pub max_waiting: usize,
     /// How steps are composed.
     pub policy: Policy,
+    /// What steps cost on this machine, if it was measured.
+    pub costs: Option<Arc<Costs>>,
+    /// Most time that a step should take, by its costs: its prompts are cut for it.
+    pub tbt_slo: Option<Duration>,
+    /// Weights of tenants; others weigh 1.
+    pub weights: BTreeMap<String, f64>,
+    /// A tenant that has had so much more service than another, over its weight, gives way to it.
+    pub fair_quantum: Duration,
+    /// What is kept of keys and values.
+    pub cache: CacheConfig,
 }
 
 impl Default for EngineConfig {
@@ -46,6 +58,11 @@ impl Default for EngineConfig {
             max_running: 64,
             max_waiting: 256,
             policy: Policy::default(),
+            costs: None,
+            tbt_slo: None,
+            weights: BTreeMap::new(),
+            fair_quantum: Duration::from_secs(1),
+            cache: CacheConfig::default(),
         }
     }
 }
@@ -61,6 +78,12 @@ pub struct EngineStats {
     pub pages_used: usize,
     /// Pages there are.
     pub pages: usize,
+    /// Pages that nobody uses and that are kept for later requests.
+    pub pages_cached: usize,
+    /// Pages in the host tier.
+    pub pages_host: usize,
+    /// What the cache has done.
+    pub cache: CacheStats,
     /// Steps run.
     pub steps: u64,
     /// Prompt tokens computed, those again that a preemption threw away.
@@ -110,7 +133,7 @@ impl Engine {
         config: EngineConfig,
     ) -> Engine {
         let shape = executor.shape();
-        let shared = Arc::new(Shared::new(config.max_waiting));
+        let shared = Arc::new(Shared::new(config.max_waiting, Clock::real()));
         let steps = Loop::new(executor, tokenizer.clone(), &config, shared.clone());
         let thread = std::thread::Builder::new().name("sedge-engine".into());
         let last = Last(shared.clone());
@@ -198,7 +221,7 @@ impl Handle {
     }
 
     pub(crate) fn submit(&self, request: Request) -> Result<Output, SubmitError> {
-        let submitted = Instant::now();
+        let submitted = self.shared.clock.now();
         check(&request, &self.shape, self.tokenizer.is_some())?;
         self.shared.admits()?; // before the work of compiling a constraint
         let (sender, events) = unbounded_channel();
@@ -218,7 +241,7 @@ impl Handle {
         if computes {
             self.shared.submit(sequence)?;
         } else {
-            sequence.finish(FinishReason::Length, None, Instant::now());
+            sequence.finish(FinishReason::Length, None, self.shared.clock.now());
         }
         Ok(output)
     }

@@ -134,6 +134,34 @@ impl Executor for Scripted {
         self.shape
     }
 
+    fn page_bytes(&self) -> usize {
+        PAGE_TOKENS * 8
+    }
+
+    fn read_page(&self, page: u32) -> Vec<u8> {
+        let slots = &self.memory[page as usize * PAGE_TOKENS..][..PAGE_TOKENS];
+        let bytes = slots.iter().flat_map(|slot| {
+            let (token, position) = slot.unwrap_or((u32::MAX, 0));
+            [token, position as u32].map(u32::to_le_bytes)
+        });
+        bytes.flatten().collect()
+    }
+
+    fn write_page(&mut self, page: u32, bytes: &[u8]) {
+        let slots = &mut self.memory[page as usize * PAGE_TOKENS..][..PAGE_TOKENS];
+        for (slot, pair) in slots.iter_mut().zip(bytes.as_chunks::<8>().0) {
+            let [token, position] =
+                [&pair[..4], &pair[4..]].map(|half| u32::from_le_bytes(half.try_into().unwrap()));
+            *slot = (token != u32::MAX).then_some((token, position as usize));
+        }
+    }
+
+    fn copy_page(&mut self, from: u32, to: u32) {
+        let from = from as usize * PAGE_TOKENS;
+        self.memory
+            .copy_within(from..from + PAGE_TOKENS, to as usize * PAGE_TOKENS);
+    }
+
     fn forward(&mut self, batch: &Batch, out: &mut Outputs) {
         let rows = batch.tokens.len();
         let scripted = self.shape.vocab == SHAPE.vocab;

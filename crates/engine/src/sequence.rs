@@ -2,16 +2,17 @@
 //! Whatever happens to it, it sends `Finished` at most once, and last.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sedge_formats::tokenizer::{TextStream, Tokenizer};
+use sedge_kernels::PAGE_TOKENS;
 use sedge_models::Outputs;
 use sedge_models::config::Pooling;
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::cache::{Found, Lease, Text};
 use crate::constraint::Grammar;
 use crate::logprob::logprob;
-use crate::pages::{Table, pages_for};
 use crate::plan::{Level, Task};
 use crate::sample::Sampler;
 use crate::stop::StopTexts;
@@ -26,7 +27,11 @@ pub(crate) struct Sequence {
     pub(crate) prompt: usize,
     /// How many are computed: their keys and values lie in the pages.
     pub(crate) computed: usize,
-    pub(crate) table: Table,
+    pub(crate) lease: Lease,
+    /// Its tenant's number in the loop's accounts.
+    pub(crate) account: Option<usize>,
+    /// Tokens of the prompt that did not have to be computed when it first ran.
+    cached: Option<usize>,
     pub(crate) running: bool,
     pub(crate) ended: bool,
     /// Number by arrival.
@@ -34,9 +39,9 @@ pub(crate) struct Sequence {
     pub(crate) asked: Asked,
     work: Work,
     events: UnboundedSender<Event>,
-    submitted: Instant,
-    first_run: Option<Instant>,
-    first_output: Option<Instant>,
+    submitted: Duration,
+    first_run: Option<Duration>,
+    first_output: Option<Duration>,
 }
 
 /// Who asks, and how urgently.
@@ -91,7 +96,7 @@ pub(crate) struct Tools<'a> {
     pub(crate) tokenizer: Option<&'a Tokenizer>,
     pub(crate) shape: Shape,
     pub(crate) outputs: &'a mut Outputs,
-    pub(crate) now: Instant,
+    pub(crate) now: Duration,
 }
 
 impl Sequence {
@@ -100,7 +105,7 @@ impl Sequence {
         work: Work,
         asked: Asked,
         events: UnboundedSender<Event>,
-        submitted: Instant,
+        submitted: Duration,
     ) -> Sequence {
         Sequence {
             asked,
@@ -108,7 +113,9 @@ impl Sequence {
             prompt: prompt.len(),
             tokens: prompt,
             computed: 0,
-            table: Table::default(),
+            lease: Lease::default(),
+            account: None,
+            cached: None,
             running: false,
             ended: false,
             work,
@@ -120,12 +127,12 @@ impl Sequence {
     }
 
     /// What those who watch see of it.
-    pub(crate) fn view(&self, now: Instant) -> RequestView {
+    pub(crate) fn view(&self, now: Duration) -> RequestView {
         RequestView {
             number: self.number,
             tenant: self.asked.tenant.clone(),
             priority: self.asked.priority,
-            age: now.saturating_duration_since(self.submitted),
+            age: now.saturating_sub(self.submitted),
             running: self.running,
             prompt: self.prompt,
             computed: self.computed,
@@ -148,26 +155,62 @@ impl Sequence {
         if shape.bidirectional {
             0
         } else {
-            pages_for(self.tokens.len())
+            self.tokens.len().div_ceil(PAGE_TOKENS)
         }
     }
 
-    pub(crate) fn task(&self, shape: &Shape) -> Task {
+    /// Whether its deadline has passed.
+    pub(crate) fn is_late(&self, now: Duration) -> bool {
+        let age = now.saturating_sub(self.submitted);
+        self.asked.deadline.is_some_and(|deadline| age > deadline)
+    }
+
+    /// What its pages hold.
+    pub(crate) fn text(&self) -> Text<'_> {
+        Text {
+            tokens: &self.tokens,
+            prompt: self.prompt,
+            tenant: &self.asked.tenant,
+            // The outputs of all tokens are needed for an embedding or a prompt's scores.
+            reuses: matches!(&self.work, Work::Answer(a) if a.scored.is_none()),
+        }
+    }
+
+    /// The task of a running sequence, of which `held` pages are its own.
+    pub(crate) fn task(&self, shape: &Shape, ready: bool, held: usize, level: Level) -> Task {
         Task {
-            running: self.running,
-            ready: true,
-            level: Level::default(),
+            running: true,
+            ready,
             left: self.tokens.len() - self.computed,
-            held: self.table.len(),
-            missing: self.wanted_pages(shape).saturating_sub(self.table.len()),
+            held,
+            missing: self.wanted_pages(shape).saturating_sub(self.lease.len()),
+            ..self.waiting_task(shape, Found::default(), level)
+        }
+    }
+
+    /// The task of a sequence that waits.
+    pub(crate) fn waiting_task(&self, shape: &Shape, found: Found, level: Level) -> Task {
+        Task {
+            running: false,
+            ready: true,
+            left: self.tokens.len() - found.tokens,
+            held: 0,
+            missing: self.wanted_pages(shape) - found.in_use,
             whole: shape.bidirectional,
             scored: matches!(&self.work, Work::Answer(a) if a.scored.is_some()),
+            level,
         }
+    }
+
+    /// It runs from now on; so many of its tokens are there already.
+    pub(crate) fn admitted(&mut self, computed: usize) {
+        self.running = true;
+        self.computed = computed;
+        self.cached.get_or_insert(computed.min(self.prompt));
     }
 
     /// The step after this call runs a part of it.
-    pub(crate) fn started(&mut self, now: Instant) {
-        self.running = true;
+    pub(crate) fn started(&mut self, now: Duration) {
         self.first_run.get_or_insert(now);
     }
 
@@ -317,7 +360,7 @@ impl Sequence {
         &mut self,
         reason: FinishReason,
         tokenizer: Option<&Tokenizer>,
-        now: Instant,
+        now: Duration,
     ) {
         if std::mem::replace(&mut self.ended, true) {
             return;
@@ -326,15 +369,14 @@ impl Sequence {
             Work::Answer(answer) => answer.close(tokenizer),
             Work::Embedding(_) => String::new(),
         };
-        let since =
-            |at: Option<Instant>| at.unwrap_or(now).saturating_duration_since(self.submitted);
+        let since = |at: Option<Duration>| at.unwrap_or(now).saturating_sub(self.submitted);
         let finish = Finish {
             reason,
             text,
             usage: Usage {
                 prompt: self.prompt,
                 completion: self.generated(),
-                cached: 0,
+                cached: self.cached.unwrap_or(0),
             },
             timings: Timings {
                 queued: since(self.first_run),

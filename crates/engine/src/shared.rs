@@ -3,8 +3,11 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use sedge_clock::Clock;
+
+use crate::cache::CacheStats;
 use crate::live::Live;
 use crate::sequence::Sequence;
 use crate::{EngineStats, SubmitError};
@@ -20,6 +23,16 @@ pub(crate) struct Shared {
     max_waiting: usize,
     pub(crate) counters: Counters,
     pub(crate) live: Live,
+    pub(crate) clock: Clock,
+    cache: Mutex<Kept>,
+}
+
+/// What the cache holds and has done.
+#[derive(Debug, Default)]
+struct Kept {
+    pages: usize,
+    host: usize,
+    stats: CacheStats,
 }
 
 #[derive(Debug)]
@@ -33,7 +46,7 @@ struct Inbox {
     waiting: usize,
     state: Door,
     /// When a request last ended, or the loop last woke up.
-    last_end: Instant,
+    last_end: Duration,
     /// Usual time between two ends while there is work.
     between_ends: Duration,
 }
@@ -71,14 +84,14 @@ pub(crate) struct Counters {
 }
 
 impl Shared {
-    pub(crate) fn new(max_waiting: usize) -> Shared {
+    pub(crate) fn new(max_waiting: usize, clock: Clock) -> Shared {
         let inbox = Inbox {
             arrivals: Vec::new(),
             taken: 0,
             live: 0,
             waiting: 0,
             state: Door::Open,
-            last_end: Instant::now(),
+            last_end: clock.now(),
             between_ends: Duration::ZERO,
         };
         Shared {
@@ -88,6 +101,8 @@ impl Shared {
             max_waiting: max_waiting.max(1),
             counters: Counters::default(),
             live: Live::default(),
+            clock,
+            cache: Mutex::default(),
         }
     }
 
@@ -157,7 +172,7 @@ impl Shared {
                 .bell
                 .wait(inbox)
                 .unwrap_or_else(PoisonError::into_inner);
-            inbox.last_end = Instant::now();
+            inbox.last_end = self.clock.now();
             self.trade(&mut inbox, sequences);
         }
     }
@@ -168,13 +183,12 @@ impl Shared {
     }
 
     /// Requests ended by themselves: the basis of `Retry-After`.
-    pub(crate) fn note_finished(&self, ended: usize, now: Instant) {
+    pub(crate) fn note_finished(&self, ended: usize, now: Duration) {
         self.counters
             .finished
             .fetch_add(ended as u64, Ordering::Relaxed);
         let mut inbox = self.lock();
-        let between = now.saturating_duration_since(inbox.last_end)
-            / u32::try_from(ended).unwrap_or(u32::MAX);
+        let between = now.saturating_sub(inbox.last_end) / u32::try_from(ended).unwrap_or(u32::MAX);
         inbox.between_ends = match inbox.between_ends {
             Duration::ZERO => between,
             usual => (usual * 4 + between) / 5,
@@ -214,9 +228,18 @@ impl Shared {
         self.empty.notify_all();
     }
 
+    /// What the cache holds and has done.
+    pub(crate) fn note_cache(&self, pages: usize, host: usize, stats: CacheStats) {
+        *self.cache.lock().unwrap_or_else(PoisonError::into_inner) = Kept { pages, host, stats };
+    }
+
     pub(crate) fn stats(&self) -> EngineStats {
         let c = &self.counters;
+        let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         EngineStats {
+            pages_cached: cache.pages,
+            pages_host: cache.host,
+            cache: cache.stats,
             waiting: self.lock().waiting,
             running: c.running.load(Ordering::Relaxed),
             pages_used: c.pages_used.load(Ordering::Relaxed),

@@ -8,20 +8,28 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use sedge_clock::{Clock, Costs, Load};
 use sedge_formats::tokenizer::Tokenizer;
 use sedge_kernels::Segment;
 use sedge_models::{Batch, Outputs};
 
-use crate::pages::Pages;
-use crate::plan::{Limits, State, Step};
+use crate::budget::Budget;
+use crate::cache::{Cache, Found};
+use crate::fair::{Fair, Turn};
+use crate::plan::{Level, Limits, State, Step};
 use crate::sequence::{Sequence, Tools};
 use crate::shared::{Closing, Shared};
 use crate::{EngineConfig, Executor, FinishReason, Policy, Shape, StepRecord, TierPages};
 
 /// Logits that the prompts of one step may ask for: 64 MiB of them.
 const SCORED_LOGITS: usize = 16 << 20;
+/// Of those that wait, so many next ones are looked up in the cache before a step.
+const LOOKED_UP: usize = 4;
+/// Seconds of a token of a prompt and of an answer where nothing is measured: only their ratio
+/// matters.
+const PRICES: [f64; 2] = [1e-3, 4e-3];
 
 /// Everything that a step reads and changes.
 pub(crate) struct Loop {
@@ -30,16 +38,31 @@ pub(crate) struct Loop {
     tokenizer: Option<Arc<Tokenizer>>,
     limits: Limits,
     policy: Policy,
+    budget: Budget,
+    costs: Option<Arc<Costs>>,
+    /// Seconds of a token of a prompt and of an answer.
+    prices: [f64; 2],
+    fair: Fair,
     shared: Arc<Shared>,
-    pages: Pages,
-    /// Requests taken and not ended, in order of arrival; those that run before those that wait.
+    clock: Clock,
+    cache: Cache,
+    /// Requests taken and not ended, in order of arrival.
     sequences: Vec<Sequence>,
-    started: Instant,
     // Reused in every step.
+    turns: Vec<Turn>,
+    order: Vec<usize>,
     state: State,
     batch: Batch,
     outputs: Outputs,
     spans: Vec<Span>,
+}
+
+/// A sequence is gone: its pages and its place among its tenant's are free.
+fn leave(sequence: &mut Sequence, cache: &mut Cache, fair: &mut Fair) {
+    cache.release(&mut sequence.lease);
+    if let Some(account) = sequence.account.take() {
+        fair.leave(account);
+    }
 }
 
 /// One sequence's part of the batch.
@@ -74,27 +97,45 @@ impl Loop {
     ) -> Loop {
         let shape = executor.shape();
         let tokens = config.token_budget.max(1);
-        let pages = Pages::new(shape.pages);
+        let clock = shared.clock.clone();
+        let cache = Cache::new(config.cache.clone(), executor.as_ref(), clock.clone());
         shared
             .counters
             .pages
-            .store(pages.total(), Ordering::Relaxed);
+            .store(cache.total(), Ordering::Relaxed);
+        let prices = config.costs.as_deref().map_or(PRICES, |costs| {
+            let time = |generated, prompt| {
+                let load = Load {
+                    generated,
+                    prompt,
+                    ..Load::default()
+                };
+                costs.seconds(&load)
+            };
+            [time(0, 64) / 64.0, time(8, 0) / 8.0].map(|price| price.max(1e-9))
+        });
         Loop {
             executor,
             shape,
             tokenizer,
             policy: config.policy,
+            budget: Budget::new(tokens, config.tbt_slo),
+            costs: config.costs.clone(),
+            prices,
+            fair: Fair::new(config.weights.clone(), config.fair_quantum.as_secs_f64()),
             limits: Limits {
                 tokens,
                 // Every decode fits into a step.
                 running: config.max_running.clamp(1, tokens),
                 scored: (SCORED_LOGITS / shape.vocab.max(1)).max(16),
-                watermark: pages.total() / 100,
+                watermark: cache.total() / 100,
             },
+            clock,
             shared,
-            pages,
+            cache,
             sequences: Vec::new(),
-            started: Instant::now(),
+            turns: Vec::new(),
+            order: Vec::new(),
             state: State::default(),
             batch: Batch::default(),
             outputs: Outputs::default(),
@@ -122,59 +163,112 @@ impl Loop {
 
     /// One step.
     pub(crate) fn step(&mut self) {
-        let start = Instant::now();
+        let start = self.clock.now();
+        self.cache.settle(self.executor.as_mut());
+        self.welcome();
         self.forget_cancelled();
-        let step = self.plan();
-        self.move_pages(&step);
+        self.end_late(start);
+        let mut step = self.plan();
+        self.move_pages(&mut step);
         self.gather(&step);
-        let planning = start.elapsed();
+        let planning = self.clock.now() - start;
+        let load = self.load();
         if !self.spans.is_empty() {
             match self.forward() {
                 Ok(()) => self.sample_and_emit(),
                 Err(why) => self.end_running(&why),
             }
+            let time = self.clock.now() - start;
+            self.account(&load, time);
+            self.record(&step, start, planning, &load);
+        } else if !self.sequences.is_empty() {
+            self.cache.wait_for_pages(self.executor.as_mut());
         }
         self.forget_ended();
+        self.cache.copy_ahead(self.executor.as_mut());
         self.publish();
-        if !self.spans.is_empty() {
-            self.record(&step, start, planning);
+    }
+
+    /// Opens accounts for those that have just come.
+    fn welcome(&mut self) {
+        let new = self.sequences.iter_mut().rev();
+        for sequence in new.take_while(|s| s.account.is_none()) {
+            sequence.account = Some(self.fair.enter(&sequence.asked.tenant));
         }
     }
 
     /// Notes the step for those who watch.
-    fn record(&self, step: &Step, start: Instant, planning: Duration) {
+    fn record(&self, step: &Step, start: Duration, planning: Duration, load: &Load) {
         let live = &self.shared.live;
         let number = self.shared.counters.steps.load(Ordering::Relaxed);
         let running = self.sequences.iter().filter(|s| s.running).count();
+        let now = self.clock.now();
         live.note(StepRecord {
             number,
-            start: start.saturating_duration_since(self.started),
-            time: start.elapsed(),
+            start,
+            time: now - start,
             planning,
-            predicted: None,
-            generated: self.batch.generated,
-            prompt: self.batch.tokens.len() - self.batch.generated,
+            predicted: self.costs.as_ref().map(|costs| costs.time(load)),
+            generated: load.generated,
+            prompt: load.prompt,
             requests: self.spans.len(),
             running,
             waiting: self.sequences.len() - running,
             preempted: step.preempt.len(),
             pages: TierPages {
-                running: self.pages.used(),
-                ..TierPages::default()
+                running: self.cache.used(),
+                cached: self.cache.cached(),
+                host: self.cache.in_host(),
+                disk: 0,
             },
         });
         if live.is_watched(number) {
-            let now = Instant::now();
             live.list(self.sequences.iter().map(|s| s.view(now)));
+        }
+    }
+
+    /// What the batch costs by.
+    fn load(&self) -> Load {
+        let mut load = Load::default();
+        for segment in &self.batch.segments {
+            if segment.rows.start < self.batch.generated {
+                (segment.position..)
+                    .zip(segment.rows.clone())
+                    .for_each(|(position, _)| load.add_generated(position));
+            } else {
+                load.add_prompt(segment.position, segment.rows.len());
+            }
+        }
+        load
+    }
+
+    /// Charges the step's time to those whose tokens it computed, and learns from it.
+    fn account(&mut self, load: &Load, time: Duration) {
+        let [prompt, generated] = self.prices;
+        let all = load.prompt as f64 * prompt + load.generated as f64 * generated;
+        for span in &self.spans {
+            let sequence = &self.sequences[span.sequence];
+            let price = match sequence.computed > sequence.prompt {
+                true => generated,
+                false => prompt,
+            };
+            let share = span.tokens as f64 * price / all.max(f64::MIN_POSITIVE);
+            if let Some(account) = sequence.account {
+                self.fair.charge(account, share * time.as_secs_f64());
+            }
+        }
+        if let Some(costs) = &self.costs {
+            self.budget.learn(time, costs.time(load));
         }
     }
 
     fn forget_cancelled(&mut self) {
         let before = self.sequences.len();
+        let (cache, fair) = (&mut self.cache, &mut self.fair);
         self.sequences.retain_mut(|s| {
             let cancelled = s.cancelled();
             if cancelled {
-                self.pages.release(&mut s.table);
+                leave(s, cache, fair);
             }
             !cancelled
         });
@@ -184,37 +278,167 @@ impl Loop {
             .fetch_add((before - self.sequences.len()) as u64, Ordering::Relaxed);
     }
 
-    fn plan(&mut self) -> Step {
-        self.state.tasks.clear();
-        self.state
-            .tasks
-            .extend(self.sequences.iter().map(|s| s.task(&self.shape)));
-        self.state.free = self.pages.free();
-        self.policy.plan(&self.state, &self.limits)
+    /// Ends those whose deadline has passed.
+    fn end_late(&mut self, now: Duration) {
+        for sequence in self.sequences.iter_mut().filter(|s| s.is_late(now)) {
+            sequence.finish(FinishReason::Deadline, self.tokenizer.as_deref(), now);
+        }
+        self.forget_ended();
     }
 
-    /// Takes pages from those that are preempted and gives them to those that run.
-    fn move_pages(&mut self, step: &Step) {
-        for &index in &step.preempt {
+    /// Decides what the step does; its tasks are numbers of sequences.
+    fn plan(&mut self) -> Step {
+        self.put_in_order();
+        let several = self.order.len() > 1;
+        let exact = several && self.cache.free() < 2 * self.limits.running
+            || self
+                .turns
+                .windows(2)
+                .any(|t| (t[0].tenant, t[0].priority) != (t[1].tenant, t[1].priority));
+        let mut looked_up = 0;
+        self.state.tasks.clear();
+        for &index in &self.order {
             let sequence = &mut self.sequences[index];
-            self.pages.release(&mut sequence.table);
+            let level = Level {
+                priority: sequence.asked.priority,
+                ahead: sequence
+                    .account
+                    .map_or(0, |account| self.fair.ahead(account)),
+            };
+            let task = if sequence.running {
+                let ready = self.cache.is_there(&mut sequence.lease);
+                let held = match exact {
+                    true => self.cache.held(&sequence.lease),
+                    false => sequence.lease.len(),
+                };
+                sequence.task(&self.shape, ready, held, level)
+            } else {
+                looked_up += 1;
+                let found = match looked_up <= LOOKED_UP && !self.shape.bidirectional {
+                    true => self.cache.find(&sequence.text()),
+                    false => Found::default(),
+                };
+                sequence.waiting_task(&self.shape, found, level)
+            };
+            self.state.tasks.push(task);
+        }
+        self.state.free = self.cache.free();
+        let limits = Limits {
+            tokens: self.tokens(),
+            watermark: self.limits.watermark + self.cache.leaving(),
+            ..self.limits
+        };
+        let mut step = self.policy.plan(&self.state, &limits);
+        for task in &mut step.preempt {
+            *task = self.order[*task];
+        }
+        for chunk in &mut step.chunks {
+            chunk.task = self.order[chunk.task];
+        }
+        step
+    }
+
+    /// Whose turn it is.
+    fn put_in_order(&mut self) {
+        let [prompt, generated] = self.prices;
+        self.turns.clear();
+        self.turns.extend(self.sequences.iter().map(|s| {
+            let left = s.tokens.len() - s.computed;
+            Turn {
+                tenant: s.account.unwrap_or(0),
+                priority: s.asked.priority,
+                running: s.running,
+                seconds: if left == 1 {
+                    generated
+                } else {
+                    left as f64 * prompt
+                },
+            }
+        }));
+        self.fair.order(&self.turns, &mut self.order);
+    }
+
+    /// The step's budget.
+    fn tokens(&self) -> usize {
+        if self.budget.limit.is_none() {
+            return self.budget.most;
+        }
+        let mut answers = Load::default();
+        let mut position = None;
+        for &index in &self.order {
+            let sequence = &self.sequences[index];
+            if sequence.running && sequence.tokens.len() - sequence.computed == 1 {
+                answers.add_generated(sequence.computed);
+            } else if sequence.running {
+                position = position.or(Some(sequence.computed));
+            }
+        }
+        let costs = self.costs.as_deref();
+        self.budget.tokens(costs, &answers, position.unwrap_or(0))
+    }
+
+    /// Takes pages from those that are preempted and gives them to those that run. What finds
+    /// no pages after all, or whose pages are on their way, is not a part of the step.
+    fn move_pages(&mut self, step: &mut Step) {
+        for &index in &step.preempt {
+            let recompute = self.recompute(0, self.sequences[index].computed);
+            let sequence = &mut self.sequences[index];
+            self.cache
+                .suspend(&mut sequence.lease, recompute, self.executor.as_mut());
             sequence.preempted();
         }
         self.shared
             .counters
             .preempted
             .fetch_add(step.preempt.len() as u64, Ordering::Relaxed);
-        for chunk in &step.chunks {
+        let mut chunks = std::mem::take(&mut step.chunks);
+        chunks.retain_mut(|chunk| {
+            let admitted = self.give_pages(chunk.task);
             let sequence = &mut self.sequences[chunk.task];
-            let wanted = sequence.wanted_pages(&self.shape);
-            let grown = self.pages.grow(&mut sequence.table, wanted);
-            debug_assert!(grown, "the plan counted pages that are not free");
+            chunk.tokens = chunk.tokens.min(sequence.tokens.len() - sequence.computed);
+            admitted && self.cache.is_there(&mut sequence.lease)
+        });
+        step.chunks = chunks;
+    }
+
+    /// Pages for all known tokens of a sequence; whether there were enough.
+    fn give_pages(&mut self, index: usize) -> bool {
+        let wanted = self.sequences[index].wanted_pages(&self.shape);
+        if self.sequences[index].running {
+            let lease = &mut self.sequences[index].lease;
+            return self.cache.grow(lease, wanted, self.executor.as_mut());
+        }
+        let mut computed = Some(0);
+        if !self.shape.bidirectional {
+            let mut lease = std::mem::take(&mut self.sequences[index].lease);
+            let (costs, chunk) = (self.costs.clone(), self.budget.most);
+            let recompute = move |from: usize, tokens: usize| match &costs {
+                Some(costs) => costs.prompt_seconds(from, tokens, chunk),
+                None => f64::INFINITY,
+            };
+            let text = self.sequences[index].text();
+            computed = self
+                .cache
+                .admit(&mut lease, &text, &recompute, self.executor.as_mut());
+            self.sequences[index].lease = lease;
+        }
+        if let Some(computed) = computed {
+            self.sequences[index].admitted(computed);
+        }
+        computed.is_some()
+    }
+
+    /// Seconds that computing some tokens after others takes, if that was measured.
+    fn recompute(&self, from: usize, tokens: usize) -> f64 {
+        match &self.costs {
+            Some(costs) => costs.prompt_seconds(from, tokens, self.budget.most),
+            None => f64::INFINITY,
         }
     }
 
     /// Lays the step's tokens out as one flat batch.
     fn gather(&mut self, step: &Step) {
-        let now = Instant::now();
+        let now = self.clock.now();
         let batch = &mut self.batch;
         batch.clear();
         self.spans.clear();
@@ -243,7 +467,7 @@ impl Loop {
                 batch
                     .tokens
                     .extend_from_slice(&sequence.tokens[positions.clone()]);
-                batch.tables.extend_from_slice(sequence.table.as_slice());
+                batch.tables.extend_from_slice(sequence.lease.pages());
                 batch.segments.push(Segment {
                     rows: row..batch.tokens.len(),
                     position: positions.start,
@@ -334,7 +558,7 @@ impl Loop {
     /// Turns the outputs into tokens, embeddings and ends, and sends them.
     fn sample_and_emit(&mut self) {
         self.choose();
-        let now = Instant::now();
+        let now = self.clock.now();
         let (mut prompt, mut generated) = (0, 0);
         let mut tools = Tools {
             tokenizer: self.tokenizer.as_deref(),
@@ -351,7 +575,14 @@ impl Loop {
                 .min(sequence.prompt)
                 .saturating_sub(computed);
             generated += sequence.tokens.len() - known;
+            if !self.shape.bidirectional {
+                let mut lease = std::mem::take(&mut sequence.lease);
+                let computed = sequence.computed;
+                self.cache.publish(&mut lease, &sequence.text(), computed);
+                sequence.lease = lease;
+            }
         }
+        self.state.prompts_last = prompt > 0;
         let counters = &self.shared.counters;
         counters.steps.fetch_add(1, Ordering::Relaxed);
         counters
@@ -364,14 +595,14 @@ impl Loop {
             requests = self.spans.len(),
             tokens = self.batch.tokens.len(),
             generated,
-            free_pages = self.pages.free(),
+            free_pages = self.cache.free(),
             "step"
         );
     }
 
     /// After a failed step the pages of all that run are in doubt.
     fn end_running(&mut self, why: &str) {
-        let now = Instant::now();
+        let now = self.clock.now();
         for sequence in self.sequences.iter_mut().filter(|s| s.running) {
             sequence.finish(
                 FinishReason::Error(why.to_string()),
@@ -383,15 +614,16 @@ impl Loop {
 
     fn forget_ended(&mut self) {
         let before = self.sequences.len();
+        let (cache, fair) = (&mut self.cache, &mut self.fair);
         self.sequences.retain_mut(|s| {
             if s.ended {
-                self.pages.release(&mut s.table);
+                leave(s, cache, fair);
             }
             !s.ended
         });
         let ended = before - self.sequences.len();
         if ended > 0 {
-            self.shared.note_finished(ended, Instant::now());
+            self.shared.note_finished(ended, self.clock.now());
         }
     }
 
@@ -404,11 +636,16 @@ impl Loop {
         self.shared
             .counters
             .pages_used
-            .store(self.pages.used(), Ordering::Relaxed);
+            .store(self.cache.used(), Ordering::Relaxed);
+        self.shared.note_cache(
+            self.cache.cached(),
+            self.cache.in_host(),
+            self.cache.stats(),
+        );
     }
 
     fn end_all(&mut self, why: &str) {
-        let now = Instant::now();
+        let now = self.clock.now();
         for sequence in &mut self.sequences {
             sequence.finish(
                 FinishReason::Error(why.to_string()),

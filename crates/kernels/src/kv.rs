@@ -255,6 +255,49 @@ impl KvPages {
         }
     }
 
+    /// A page's bytes, of all layers: its values, then its scales, little end first.
+    ///
+    /// # Panics
+    /// When the page is out of range.
+    pub fn page_bytes(&self, page: u32) -> Vec<u8> {
+        let (each, scales) = (self.shape.page_values(), self.shape.page_scales(self.kv));
+        let mut bytes = Vec::with_capacity(self.layers * self.shape.page_bytes(self.kv));
+        for layer in 0..self.layers {
+            let number = self.page_number(layer, page);
+            let range = number * each..(number + 1) * each;
+            match &self.values {
+                Values::F32(x) => bytes.extend(x[range].iter().flat_map(|x| x.to_le_bytes())),
+                Values::Half(x) => bytes.extend(x[range].iter().flat_map(|x| x.to_le_bytes())),
+                Values::Q8(x) => bytes.extend(x[range].iter().flat_map(|x| x.to_le_bytes())),
+            }
+            let scales = &self.scales[number * scales..(number + 1) * scales];
+            bytes.extend(scales.iter().flat_map(|x| x.to_le_bytes()));
+        }
+        bytes
+    }
+
+    /// Makes a page what it was when [`page_bytes`](KvPages::page_bytes) gave its bytes.
+    ///
+    /// # Panics
+    /// When the page is out of range or the bytes are not as many as a page's.
+    pub fn set_page_bytes(&mut self, page: u32, bytes: &[u8]) {
+        let (each, scales) = (self.shape.page_values(), self.shape.page_scales(self.kv));
+        let layer_bytes = self.shape.page_bytes(self.kv);
+        assert_eq!(bytes.len(), self.layers * layer_bytes);
+        for (layer, bytes) in bytes.chunks_exact(layer_bytes).enumerate() {
+            let number = self.page_number(layer, page);
+            let range = number * each..(number + 1) * each;
+            let (values, tail) = bytes.split_at(each * self.kv.bytes());
+            match &mut self.values {
+                Values::F32(x) => fill(&mut x[range], values, f32::from_le_bytes),
+                Values::Half(x) => fill(&mut x[range], values, u16::from_le_bytes),
+                Values::Q8(x) => fill(&mut x[range], values, i8::from_le_bytes),
+            }
+            let scales = &mut self.scales[number * scales..(number + 1) * scales];
+            fill(scales, tail, f32::from_le_bytes);
+        }
+    }
+
     /// The keys `[k_dim][16]` of a head.
     pub(crate) fn keys(&self, layer: usize, page: u32, head: usize) -> PageHead<'_> {
         let n = PAGE_TOKENS * self.shape.k_dim;
@@ -293,6 +336,13 @@ impl KvPages {
             (Values::Half(bits), _) => PageHead::F16(&bits[range]),
             (Values::Q8(codes), _) => PageHead::Q8(&codes[range]),
         }
+    }
+}
+
+/// Reads values from their bytes.
+fn fill<T, const N: usize>(values: &mut [T], bytes: &[u8], read: fn([u8; N]) -> T) {
+    for (value, bytes) in values.iter_mut().zip(bytes.as_chunks::<N>().0) {
+        *value = read(*bytes);
     }
 }
 
@@ -339,8 +389,11 @@ mod tests {
             let v: Vec<f32> = (0..8).map(|i| -(i as f32) - 0.5).collect();
             pages.write(1, 2, 5, &k, &v);
             pages.copy_page(2, 0);
+            let bytes = pages.page_bytes(2);
+            assert_eq!(bytes.len(), 2 * SHAPE.page_bytes(kv));
+            pages.set_page_bytes(1, &bytes);
             let q8 = kv == KvType::Q8;
-            for page in [2, 0] {
+            for page in [2, 0, 1] {
                 for head in 0..2 {
                     let keys = pages.keys(1, page, head);
                     let values = pages.values(1, page, head);

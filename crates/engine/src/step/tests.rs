@@ -1,5 +1,7 @@
 //! The loop, stepped by hand over a scripted model.
 
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -33,7 +35,7 @@ impl Rig {
     }
 
     fn with(tokenizer: Option<Arc<Tokenizer>>, shape: Shape, config: EngineConfig) -> Rig {
-        let shared = Arc::new(Shared::new(config.max_waiting));
+        let shared = Arc::new(Shared::new(config.max_waiting, Clock::real()));
         let mut model = Scripted::new(shape);
         if !shape.bidirectional {
             model.most_tokens = config.token_budget;
@@ -58,7 +60,7 @@ impl Rig {
         for _ in 0..20_000 {
             self.steps.poll();
             if self.steps.sequences.is_empty() {
-                assert_eq!(self.steps.pages.used(), 0);
+                assert_eq!(self.steps.cache.used(), 0);
                 return;
             }
         }
@@ -145,11 +147,11 @@ fn a_dropped_output_frees_its_pages_within_one_step() {
     drop(dropped);
     drop(waits);
     rig.steps.poll();
-    assert_eq!(rig.steps.pages.used(), 3);
+    assert_eq!(rig.steps.cache.used(), 3);
     assert_eq!(rig.stats().cancelled, 2);
     drop(kept);
     rig.steps.poll();
-    assert_eq!(rig.steps.pages.used(), 0);
+    assert_eq!(rig.steps.cache.used(), 0);
 }
 
 #[test]
@@ -480,11 +482,11 @@ proptest! {
                 }
                 events[i].extend(new);
             }
-            let held: usize = rig.steps.sequences.iter().map(|s| s.table.len()).sum();
-            prop_assert_eq!(held, rig.steps.pages.used());
+            let held: BTreeSet<u32> = rig.steps.sequences.iter().flat_map(|s| s.lease.pages()).copied().collect();
+            prop_assert_eq!(held.len(), rig.steps.cache.used());
             time += 1;
         }
-        prop_assert_eq!(rig.steps.pages.used(), 0);
+        prop_assert_eq!(rig.steps.cache.used(), 0);
 
         // First come, first served: among those that stayed, first outputs come in order of arrival.
         let starts: Vec<usize> = order.iter().filter_map(|&i| first[i]).collect();

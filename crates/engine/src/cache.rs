@@ -1,0 +1,720 @@
+//! Where every sequence's keys and values lie: pages in use, pages kept for later, and their
+//! copies in slower tiers.
+//!
+//! A full page belongs to the tree, under the name of its tokens, and whoever begins alike shares
+//! it. So a later request, a conversation's next turn and a request that gave its pages up all
+//! find what is left of them the same way. Pages that nobody uses stay until their room is needed;
+//! with a host tier they are copied there before, once, and come back from there (FastSwitch,
+//! 2024: contiguous runs, moves beside the computation, nothing copied twice).
+//!
+//! A page of the device tier is in one place: free, in one table, or in the tree.
+
+mod tree;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sedge_clock::Clock;
+use sedge_kernels::PAGE_TOKENS;
+use sedge_tiers::{Groups, Link, LinkConfig, Owner, runs};
+
+use self::tree::{Label, Moving, NodeId, Tree};
+use crate::Executor;
+
+/// A page is copied for its first tokens if it saves computing at least so many.
+const WORTH_A_COPY: usize = 4;
+/// Pages that move to the host tier together.
+const PART: usize = 8;
+
+/// What is kept of keys and values, and where.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CacheConfig {
+    /// Which pages later requests may share.
+    pub prefixes: Prefixes,
+    /// A tenant finds only what its own requests left.
+    pub isolate_tenants: bool,
+    /// Pages of the device tier that are set aside for a sequence with the first of a run; 1 for
+    /// none.
+    pub group: usize,
+    /// The second tier.
+    pub host: Option<HostConfig>,
+}
+
+impl Default for CacheConfig {
+    fn default() -> CacheConfig {
+        CacheConfig {
+            prefixes: Prefixes::All,
+            isolate_tenants: false,
+            group: 16,
+            host: None,
+        }
+    }
+}
+
+/// Which pages later requests may share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Prefixes {
+    /// None: everything is computed again.
+    Off,
+    /// Those that were computed as the request would compute them, so that its answer is the same
+    /// to the last bit: prompts share prompts' pages.
+    Prompts,
+    /// All. A page of an answer may differ in last digits from what the same tokens give as a
+    /// prompt, where the machine rounds prompts.
+    #[default]
+    All,
+}
+
+/// A tier of memory beside the executor's own.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostConfig {
+    /// Pages that it holds.
+    pub pages: usize,
+    /// How fast pages move, each way.
+    pub link: LinkConfig,
+    /// Moves go on beside the computation; otherwise it waits for each of them.
+    pub overlap: bool,
+    /// What the tier holds already is not copied again.
+    pub delta: bool,
+}
+
+/// A sequence's pages, oldest first: those of the tree, then its own.
+///
+/// Not `Clone`: its own pages are nobody else's. Give them back with [`Cache::release`].
+#[derive(Debug, Default)]
+pub(crate) struct Lease {
+    pages: Vec<u32>,
+    /// The tree's pages, which the first of `pages` are.
+    nodes: Vec<NodeId>,
+    owner: u64,
+    /// Some of them were on their way when somebody last looked.
+    arriving: bool,
+}
+
+impl Lease {
+    pub(crate) fn pages(&self) -> &[u32] {
+        &self.pages
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.pages.len()
+    }
+}
+
+/// A sequence, as far as its pages depend on it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Text<'a> {
+    pub(crate) tokens: &'a [u32],
+    /// How many of them are the prompt.
+    pub(crate) prompt: usize,
+    pub(crate) tenant: &'a Arc<str>,
+    /// It needs no outputs of the tokens that are there already.
+    pub(crate) reuses: bool,
+}
+
+/// What is there of a sequence that waits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// Tokens that need not be computed.
+    pub(crate) tokens: usize,
+    /// Their pages that others use at the moment.
+    pub(crate) in_use: usize,
+}
+
+/// Counted since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CacheStats {
+    /// Tokens that were not computed because their page was there.
+    pub reused_tokens: u64,
+    /// Tokens that admitted requests had in all: what could at most have been reused.
+    pub asked_tokens: u64,
+    /// Bytes moved to the host tier.
+    pub bytes_out: u64,
+    /// Bytes moved from the host tier.
+    pub bytes_in: u64,
+    /// Blocks that they were copied as.
+    pub copies: u64,
+    /// Time that steps waited for pages on their way.
+    pub stalled: Duration,
+    /// Pages given up without a copy.
+    pub dropped: u64,
+}
+
+/// Pages on their way.
+#[derive(Debug)]
+struct Move {
+    due: Duration,
+    nodes: Vec<NodeId>,
+    way: Moving,
+}
+
+/// The second tier and the links to it.
+#[derive(Debug)]
+struct Host {
+    config: HostConfig,
+    slots: Groups,
+    memory: Vec<Option<Vec<u8>>>,
+    out: Link,
+    back: Link,
+    moves: VecDeque<Move>,
+}
+
+/// All pages of one engine.
+#[derive(Debug)]
+pub(crate) struct Cache {
+    config: CacheConfig,
+    groups: Groups,
+    tree: Tree,
+    host: Option<Host>,
+    owners: u64,
+    clock: Clock,
+    stats: CacheStats,
+    page_bytes: u64,
+    /// Blocks of memory that a page has, one a layer.
+    page_blocks: usize,
+}
+
+impl Cache {
+    pub(crate) fn new(config: CacheConfig, executor: &dyn Executor, clock: Clock) -> Cache {
+        let host = config.host.clone().filter(|h| h.pages > 0).map(|h| Host {
+            slots: Groups::new(h.pages, config.group),
+            memory: (0..h.pages).map(|_| None).collect(),
+            out: Link::new(h.link),
+            back: Link::new(h.link),
+            moves: VecDeque::new(),
+            config: h,
+        });
+        Cache {
+            groups: Groups::new(executor.shape().pages, config.group),
+            tree: Tree::default(),
+            host,
+            owners: 0,
+            clock,
+            stats: CacheStats::default(),
+            page_bytes: executor.page_bytes() as u64,
+            page_blocks: executor.page_blocks().max(1),
+            config,
+        }
+    }
+
+    pub(crate) fn total(&self) -> usize {
+        self.groups.total()
+    }
+
+    /// Pages that can be had, if need be after waiting for some that are on their way out.
+    pub(crate) fn free(&self) -> usize {
+        self.groups.left() + self.tree.idle()
+    }
+
+    /// Pages that nobody uses and that are kept for later.
+    pub(crate) fn cached(&self) -> usize {
+        self.tree.idle()
+    }
+
+    /// Pages that running sequences use.
+    pub(crate) fn used(&self) -> usize {
+        self.total() - self.free()
+    }
+
+    /// Pages that are on their way out and nobody can have at once.
+    pub(crate) fn leaving(&self) -> usize {
+        let Some(host) = &self.host else { return 0 };
+        let out = host.moves.iter().filter(|m| m.way == Moving::Out);
+        out.map(|m| m.nodes.len()).sum()
+    }
+
+    /// Pages in the host tier.
+    pub(crate) fn in_host(&self) -> usize {
+        let host = self.host.as_ref();
+        host.map_or(0, |host| host.slots.total() - host.slots.left())
+    }
+
+    pub(crate) fn stats(&self) -> CacheStats {
+        self.stats
+    }
+
+    /// The name of a sequence's page.
+    fn label(text: &Text<'_>, page: usize) -> Label {
+        let start = page * PAGE_TOKENS;
+        let mut tokens = [0; PAGE_TOKENS];
+        tokens.copy_from_slice(&text.tokens[start..start + PAGE_TOKENS]);
+        let prompt = text.prompt.clamp(start, start + PAGE_TOKENS) - start;
+        Label {
+            tokens,
+            prompt: prompt as u8,
+        }
+    }
+
+    fn root(&mut self, text: &Text<'_>) -> NodeId {
+        let everybody = Arc::default();
+        let namespace = match self.config.isolate_tenants {
+            true => text.tenant,
+            false => &everybody,
+        };
+        self.tree.root(namespace)
+    }
+
+    /// The page of the tree that goes on with a sequence, if it has a copy anywhere.
+    fn next(&self, parent: NodeId, label: &Label) -> Option<NodeId> {
+        let child = match self.config.prefixes {
+            Prefixes::Off => return None,
+            Prefixes::Prompts => self.tree.child(parent, label),
+            Prefixes::All => self.tree.child_of_any_kind(parent, label),
+        };
+        child.filter(|&id| {
+            let node = self.tree.node(id);
+            node.device().is_some() || node.host().is_some()
+        })
+    }
+
+    /// The tree's pages that a sequence begins with. Its last token is computed in any case, since
+    /// what comes after it is to be chosen.
+    fn path(&mut self, text: &Text<'_>) -> Vec<NodeId> {
+        let mut path = Vec::new();
+        if !text.reuses {
+            return path;
+        }
+        let mut last = self.root(text);
+        for page in 0..text.tokens.len().saturating_sub(1) / PAGE_TOKENS {
+            let Some(next) = self.next(last, &Self::label(text, page)) else {
+                break;
+            };
+            path.push(next);
+            last = next;
+        }
+        path
+    }
+
+    /// What is there of a sequence that waits.
+    pub(crate) fn find(&mut self, text: &Text<'_>) -> Found {
+        let path = self.path(text);
+        let in_use = path.iter().filter(|&&id| self.tree.node(id).users() > 0);
+        Found {
+            tokens: path.len() * PAGE_TOKENS,
+            in_use: in_use.count(),
+        }
+    }
+
+    /// Gives a sequence all pages that it needs for its tokens, those first that are there: how
+    /// many tokens need not be computed. `None`, and nothing changed, when too few pages are free.
+    ///
+    /// `recompute` tells the seconds that computing some tokens after others would take: pages
+    /// that come later than that are computed instead.
+    pub(crate) fn admit(
+        &mut self,
+        lease: &mut Lease,
+        text: &Text<'_>,
+        recompute: &dyn Fn(usize, usize) -> f64,
+        executor: &mut dyn Executor,
+    ) -> Option<usize> {
+        debug_assert!(lease.pages.is_empty());
+        self.owners += 1;
+        lease.owner = self.owners;
+        let mut path = self.path(text);
+        self.leave_what_is_slow(&mut path, recompute);
+        let absent = |cache: &Cache, id: &NodeId| cache.tree.node(*id).device().is_none();
+        let wanted = text.tokens.len().div_ceil(PAGE_TOKENS);
+        let idle = path.iter().filter(|&&id| {
+            let node = self.tree.node(id);
+            node.users() == 0 && node.device().is_some()
+        });
+        let there = path.iter().filter(|id| !absent(self, id)).count();
+        if wanted - there + idle.count() > self.free() {
+            return None;
+        }
+        for &id in &path {
+            self.tree.pin(id);
+        }
+        lease.pages = path
+            .iter()
+            .map_while(|&id| self.tree.node(id).device())
+            .collect();
+        lease.nodes = path;
+        let missing = lease.nodes[lease.pages.len()..].to_vec();
+        let grown = self.grow(lease, wanted, executor);
+        debug_assert!(grown, "pages were counted that are not free");
+        for (&id, &page) in lease.nodes.iter().zip(&lease.pages).skip(there) {
+            self.tree.set_device(id, Some(page));
+        }
+        lease.arriving = !missing.is_empty();
+        self.bring(missing, executor);
+        let mut computed = lease.nodes.len() * PAGE_TOKENS;
+        computed += self.copy_beginning(lease, text, computed, executor);
+        self.stats.asked_tokens += text.tokens.len() as u64;
+        self.stats.reused_tokens += computed as u64;
+        Some(computed)
+    }
+
+    /// Drops from a path's end what would come later than computing it would take.
+    fn leave_what_is_slow(&self, path: &mut Vec<NodeId>, recompute: &dyn Fn(usize, usize) -> f64) {
+        let Some(host) = &self.host else { return };
+        let there = path
+            .iter()
+            .take_while(|&&id| self.tree.node(id).device().is_some())
+            .count();
+        let absent = path.len() - there;
+        if absent == 0 {
+            return;
+        }
+        let now = self.clock.now();
+        let arrival = host.back.arrival(now, absent as u64 * self.page_bytes, 1);
+        let seconds = recompute(there * PAGE_TOKENS, absent * PAGE_TOKENS);
+        if (arrival - now).as_secs_f64() > seconds {
+            path.truncate(there);
+        }
+    }
+
+    /// The first tokens of a sequence's next page, from a page that begins alike.
+    fn copy_beginning(
+        &mut self,
+        lease: &Lease,
+        text: &Text<'_>,
+        computed: usize,
+        executor: &mut dyn Executor,
+    ) -> usize {
+        let rest = &text.tokens[computed..text.tokens.len() - 1];
+        if self.config.prefixes != Prefixes::All || !text.reuses || rest.len() < WORTH_A_COPY {
+            return 0;
+        }
+        let parent = match lease.nodes.last() {
+            Some(&last) => last,
+            None => self.root(text),
+        };
+        let own = lease.pages[lease.nodes.len()];
+        match self.tree.closest(parent, rest) {
+            Some((node, tokens)) if tokens >= WORTH_A_COPY => {
+                if let Some(page) = self.tree.node(node).device() {
+                    executor.copy_page(page, own);
+                }
+                tokens
+            }
+            _ => 0,
+        }
+    }
+
+    /// Gives a sequence pages until it has `pages`. False, and nothing lost, when too few are free.
+    pub(crate) fn grow(
+        &mut self,
+        lease: &mut Lease,
+        pages: usize,
+        executor: &mut dyn Executor,
+    ) -> bool {
+        while lease.pages.len() < pages {
+            let Some(page) = self.page(lease.owner, lease.pages.last().copied(), executor) else {
+                return false;
+            };
+            lease.pages.push(page);
+        }
+        true
+    }
+
+    /// One page of the device tier: a free one, the least recently used one that nobody uses, or
+    /// the next one that leaves.
+    fn page(&mut self, owner: u64, after: Option<u32>, executor: &mut dyn Executor) -> Option<u32> {
+        loop {
+            if let Some(page) = self.groups.take(Owner(owner), after) {
+                return Some(page);
+            }
+            if let Some(oldest) = self.tree.oldest_device() {
+                self.give_up(oldest);
+            } else if !self.wait_for_a_move(executor) {
+                return None;
+            }
+        }
+    }
+
+    /// The device tier gives a page up that nobody uses.
+    fn give_up(&mut self, id: NodeId) {
+        let node = self.tree.node(id);
+        self.stats.dropped += u64::from(node.host().is_none());
+        if let Some(page) = node.device() {
+            self.tree.set_device(id, None);
+            self.groups.give(page);
+        }
+    }
+
+    /// Waits for the first pages on their way, and for no others.
+    fn wait_for_a_move(&mut self, executor: &mut dyn Executor) -> bool {
+        let Some(host) = &self.host else { return false };
+        let Some(due) = host.moves.iter().map(|m| m.due).min() else {
+            return false;
+        };
+        self.wait_until(due);
+        self.settle(executor);
+        true
+    }
+
+    fn wait_until(&mut self, due: Duration) {
+        let now = self.clock.now();
+        self.stats.stalled += due.saturating_sub(now);
+        self.clock.wait_until(due);
+    }
+
+    /// Full pages of a sequence whose tokens are computed become the tree's. One that the tree has
+    /// already is given back for it.
+    pub(crate) fn publish(&mut self, lease: &mut Lease, text: &Text<'_>, computed: usize) {
+        if self.config.prefixes == Prefixes::Off {
+            return;
+        }
+        while (lease.nodes.len() + 1) * PAGE_TOKENS <= computed {
+            let index = lease.nodes.len();
+            let parent = match lease.nodes.last() {
+                Some(&last) => last,
+                None => self.root(text),
+            };
+            let label = Self::label(text, index);
+            let own = lease.pages[index];
+            let id = match self.tree.child(parent, &label) {
+                Some(id) if self.tree.node(id).moving() == Moving::In => return,
+                Some(id) => id,
+                None => self.tree.add(parent, label),
+            };
+            self.tree.pin(id);
+            match self.tree.node(id).device() {
+                Some(page) => {
+                    lease.pages[index] = page;
+                    self.groups.give(own);
+                }
+                None => self.tree.set_device(id, Some(own)),
+            }
+            lease.nodes.push(id);
+        }
+    }
+
+    /// Takes a sequence's pages: its own are free, the tree's are kept while there is room.
+    pub(crate) fn release(&mut self, lease: &mut Lease) {
+        for &own in &lease.pages[lease.nodes.len()..] {
+            self.groups.give(own);
+        }
+        self.groups.set_free(Owner(lease.owner));
+        for id in lease.nodes.drain(..).rev() {
+            self.tree.unpin(id);
+        }
+        lease.pages.clear();
+    }
+
+    /// A sequence gives its pages up and will come back. If moving them to the host tier and back
+    /// takes less than `recompute` seconds, that begins now.
+    pub(crate) fn suspend(
+        &mut self,
+        lease: &mut Lease,
+        recompute: f64,
+        executor: &mut dyn Executor,
+    ) {
+        let nodes = lease.nodes.clone();
+        self.release(lease);
+        let Some(host) = &self.host else { return };
+        let (bytes, now) = (nodes.len() as u64 * self.page_bytes, self.clock.now());
+        let there = host.out.arrival(now, bytes, 1) - now;
+        let back = host.back.time(bytes, 1);
+        if (there + back).as_secs_f64() > recompute {
+            return;
+        }
+        let uncopied = nodes.into_iter().filter(|&id| {
+            let node = self.tree.node(id);
+            node.users() == 0 && node.host().is_none() && node.moving() == Moving::No
+        });
+        let uncopied = uncopied.collect();
+        self.copy_out(uncopied, executor);
+    }
+
+    /// How many pages are free again when a sequence gives its own up.
+    pub(crate) fn held(&self, lease: &Lease) -> usize {
+        let shared = lease
+            .nodes
+            .iter()
+            .filter(|&&id| self.tree.node(id).users() > 1);
+        lease.pages.len() - shared.count()
+    }
+
+    /// Whether all pages of a sequence are there.
+    pub(crate) fn is_there(&self, lease: &mut Lease) -> bool {
+        let moving = |id: &NodeId| self.tree.node(*id).moving() == Moving::In;
+        lease.arriving = lease.arriving && lease.nodes.iter().any(moving);
+        !lease.arriving
+    }
+
+    /// Begins moving pages to the device tier.
+    fn bring(&mut self, nodes: Vec<NodeId>, executor: &mut dyn Executor) {
+        let Some(host) = self.host.as_mut().filter(|_| !nodes.is_empty()) else {
+            return;
+        };
+        let bytes = nodes.len() as u64 * self.page_bytes;
+        let copies = copies(&self.tree, &nodes, self.config.group, self.page_blocks);
+        for &id in &nodes {
+            self.tree.set_moving(id, Moving::In);
+        }
+        let due = host.back.send(self.clock.now(), bytes, copies);
+        self.stats.bytes_in += bytes;
+        self.stats.copies += copies as u64;
+        host.moves.push_back(Move {
+            due,
+            nodes,
+            way: Moving::In,
+        });
+        self.after_send(due, executor);
+    }
+
+    /// Begins copying pages to the host tier, as far as there is room.
+    fn copy_out(&mut self, mut nodes: Vec<NodeId>, executor: &mut dyn Executor) {
+        let mut after = None;
+        let mut placed = 0;
+        for &id in &nodes {
+            let Some(slot) = self.slot(after) else { break };
+            self.tree.set_host(id, Some(slot));
+            self.tree.set_moving(id, Moving::Out);
+            after = Some(slot);
+            placed += 1;
+        }
+        nodes.truncate(placed);
+        let Some(host) = self.host.as_mut().filter(|_| !nodes.is_empty()) else {
+            return;
+        };
+        let bytes = nodes.len() as u64 * self.page_bytes;
+        let copies = copies(&self.tree, &nodes, self.config.group, self.page_blocks);
+        self.stats.bytes_out += bytes;
+        self.stats.copies += copies as u64;
+        // In parts, so that whoever waits for a page does not wait for all of them.
+        let mut due = self.clock.now();
+        let part = match host.config.overlap {
+            true => PART,
+            false => nodes.len(),
+        };
+        let parts = nodes.len().div_ceil(part);
+        for part in nodes.chunks(part) {
+            let bytes = part.len() as u64 * self.page_bytes;
+            due = host
+                .out
+                .send(self.clock.now(), bytes, copies.div_ceil(parts));
+            host.moves.push_back(Move {
+                due,
+                nodes: part.to_vec(),
+                way: Moving::Out,
+            });
+        }
+        self.after_send(due, executor);
+    }
+
+    /// Where moves take no time, or the computation waits for them, they are done at once.
+    fn after_send(&mut self, due: Duration, executor: &mut dyn Executor) {
+        if self.host.as_ref().is_some_and(|h| !h.config.overlap) {
+            self.wait_until(due);
+        }
+        self.settle(executor);
+    }
+
+    /// A slot of the host tier: a free one, or that of the least recently used copy.
+    fn slot(&mut self, after: Option<u32>) -> Option<u32> {
+        loop {
+            let host = self.host.as_mut()?;
+            if let Some(slot) = host.slots.take(Owner(0), after) {
+                return Some(slot);
+            }
+            let oldest = self.tree.oldest_host()?;
+            self.drop_host_copy(oldest);
+        }
+    }
+
+    fn drop_host_copy(&mut self, id: NodeId) {
+        let (Some(host), Some(slot)) = (self.host.as_mut(), self.tree.node(id).host()) else {
+            return;
+        };
+        host.memory[slot as usize] = None;
+        host.slots.give(slot);
+        self.tree.set_host(id, None);
+    }
+
+    /// Ends the moves whose time has come.
+    pub(crate) fn settle(&mut self, executor: &mut dyn Executor) {
+        let now = self.clock.now();
+        while let Some(host) = self.host.as_mut() {
+            let Some(index) = host.moves.iter().position(|m| m.due <= now) else {
+                return;
+            };
+            let Some(ended) = host.moves.remove(index) else {
+                return;
+            };
+            for id in ended.nodes {
+                self.settle_page(id, ended.way, executor);
+            }
+        }
+    }
+
+    fn settle_page(&mut self, id: NodeId, way: Moving, executor: &mut dyn Executor) {
+        let node = self.tree.node(id);
+        let (Some(page), Some(slot)) = (node.device(), node.host()) else {
+            return;
+        };
+        let Some(host) = self.host.as_mut() else {
+            return;
+        };
+        match way {
+            Moving::Out => host.memory[slot as usize] = Some(executor.read_page(page)),
+            _ => {
+                if let Some(bytes) = &host.memory[slot as usize] {
+                    executor.write_page(page, bytes);
+                }
+            }
+        }
+        let keep = host.config.delta;
+        self.tree.set_moving(id, Moving::No);
+        if way == Moving::In && !keep {
+            self.drop_host_copy(id);
+        }
+    }
+
+    /// Copies the pages that were used least to the host tier before their room is needed, while
+    /// the link has nothing else to do.
+    pub(crate) fn copy_ahead(&mut self, executor: &mut dyn Executor) {
+        let now = self.clock.now();
+        let Some(host) = &self.host else { return };
+        let idle = host.config.overlap && host.out.arrival(now, 0, 0) <= now;
+        let low = (self.total() / 8).max(8);
+        if !idle || self.groups.left() + self.tree.copied() >= low {
+            return;
+        }
+        let mut nodes = Vec::new();
+        while nodes.len() < PART {
+            let Some(oldest) = self.tree.oldest_uncopied() else {
+                break;
+            };
+            // Out of the list, so that the next one is found; `copy_out` sets it again.
+            self.tree.set_moving(oldest, Moving::Out);
+            nodes.push(oldest);
+        }
+        for &id in &nodes {
+            self.tree.set_moving(id, Moving::No);
+        }
+        self.copy_out(nodes, executor);
+    }
+
+    /// When the next move ends.
+    pub(crate) fn next_due(&self) -> Option<Duration> {
+        let host = self.host.as_ref()?;
+        host.moves.iter().map(|m| m.due).min()
+    }
+
+    /// Nothing to compute until pages have arrived: waits for the first.
+    pub(crate) fn wait_for_pages(&mut self, executor: &mut dyn Executor) {
+        if let Some(due) = self.next_due() {
+            self.wait_until(due);
+            self.settle(executor);
+        }
+    }
+}
+
+/// As how many blocks pages are copied: one a layer for each run, or for each page where pages
+/// are not kept in groups.
+fn copies(tree: &Tree, nodes: &[NodeId], group: usize, blocks: usize) -> usize {
+    if group <= 1 {
+        return nodes.len() * blocks;
+    }
+    let pages = |of: fn(&tree::Node) -> Option<u32>| -> Vec<u32> {
+        nodes.iter().filter_map(|&id| of(tree.node(id))).collect()
+    };
+    runs(&pages(tree::Node::device)).max(runs(&pages(tree::Node::host))) * blocks
+}
