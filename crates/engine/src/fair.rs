@@ -10,6 +10,8 @@ use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::sync::Arc;
 
+use crate::plan::Level;
+
 /// All tenants that were ever seen, up to [`MOST`].
 #[derive(Debug)]
 pub(crate) struct Fair {
@@ -18,6 +20,10 @@ pub(crate) struct Fair {
     quantum: f64,
     numbers: HashMap<Arc<str>, usize>,
     tenants: Vec<Tenant>,
+    // Of this step.
+    step: u64,
+    least: f64,
+    live_weight: f64,
 }
 
 /// Tenants beyond this many share one account, so that made-up names cost no memory.
@@ -30,6 +36,19 @@ struct Tenant {
     service: f64,
     /// Requests that have not ended.
     live: usize,
+    /// The step in which what follows was counted.
+    step: u64,
+    requests: usize,
+    pages: usize,
+}
+
+/// What there is to share.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Whole {
+    /// Requests that run at once.
+    pub(crate) requests: usize,
+    /// Pages.
+    pub(crate) pages: usize,
 }
 
 /// A request, as far as its turn depends on it.
@@ -51,6 +70,9 @@ impl Fair {
             quantum,
             numbers: HashMap::new(),
             tenants: Vec::new(),
+            step: 0,
+            least: 0.0,
+            live_weight: 1.0,
         }
     }
 
@@ -67,6 +89,9 @@ impl Fair {
                     weight,
                     service: 0.0,
                     live: 0,
+                    step: 0,
+                    requests: 0,
+                    pages: 0,
                 });
                 self.tenants.len() - 1
             }
@@ -96,10 +121,38 @@ impl Fair {
         live.map(|t| t.service).min_by(f64::total_cmp)
     }
 
-    /// How many quanta a tenant is ahead of the one that has had least.
-    pub(crate) fn ahead(&self, tenant: usize) -> u32 {
-        let least = self.least_service().unwrap_or(0.0);
-        ((self.tenants[tenant].service - least) / self.quantum).max(0.0) as u32
+    /// A step is planned: nothing is counted yet.
+    pub(crate) fn begin(&mut self) {
+        self.step += 1;
+        self.least = self.least_service().unwrap_or(0.0);
+        let live = self.tenants.iter().filter(|t| t.live > 0);
+        self.live_weight = live.map(|t| t.weight).sum();
+    }
+
+    /// What a request of a tenant gives way for, with `pages` pages, when those of its requests
+    /// that were asked about in this step come before it.
+    pub(crate) fn level(
+        &mut self,
+        tenant: usize,
+        priority: i32,
+        pages: usize,
+        whole: Whole,
+    ) -> Level {
+        let (step, least, live) = (self.step, self.least, self.live_weight);
+        let tenant = &mut self.tenants[tenant];
+        if tenant.step != step {
+            (tenant.step, tenant.requests, tenant.pages) = (step, 0, 0);
+        }
+        tenant.requests += 1;
+        tenant.pages += pages;
+        let share = |of: usize| (of as f64 * tenant.weight / live).max(1.0);
+        let beyond = tenant.requests as f64 > share(whole.requests)
+            || (tenant.requests > 1 && tenant.pages as f64 > share(whole.pages));
+        Level {
+            priority,
+            beyond_share: beyond,
+            ahead: ((tenant.service - least) / self.quantum).max(0.0) as u32,
+        }
     }
 
     /// The order in which requests are served; `turns` are in order of arrival.
@@ -233,7 +286,34 @@ mod tests {
         let turns = [turn(flood, 1.0), turn(flood, 1.0), turn(other, 1.0)];
         assert_eq!(order(&fair, &turns), [2, 0, 1]);
         fair.charge(flood, 3.7);
-        assert_eq!((fair.ahead(flood), fair.ahead(other)), (4, 0));
+        assert_eq!((ahead(&mut fair, flood), ahead(&mut fair, other)), (4, 0));
+    }
+
+    fn ahead(fair: &mut Fair, tenant: usize) -> u32 {
+        fair.begin();
+        let whole = Whole {
+            requests: 1,
+            pages: 1,
+        };
+        fair.level(tenant, 0, 0, whole).ahead
+    }
+
+    #[test]
+    fn what_is_beyond_a_tenants_share_is_told() {
+        let mut fair = fair(&[("big", 3.0)]);
+        let (big, small) = (fair.enter(&"big".into()), fair.enter(&"small".into()));
+        fair.begin();
+        let whole = Whole {
+            requests: 8,
+            pages: 80,
+        };
+        let beyond: Vec<bool> = [(big, 9); 7]
+            .into_iter()
+            .chain([(small, 15), (small, 6)])
+            .map(|(tenant, pages)| fair.level(tenant, 0, pages, whole).beyond_share)
+            .collect();
+        let expected = [false, false, false, false, false, false, true, false, true];
+        assert_eq!(beyond, expected);
     }
 
     #[test]
@@ -257,7 +337,7 @@ mod tests {
         fair.leave(b);
         fair.charge(a, 100.0);
         assert_eq!(fair.enter(&"b".into()), b);
-        assert_eq!(fair.ahead(a), 0);
+        assert_eq!(ahead(&mut fair, a), 0);
     }
 
     #[test]

@@ -110,16 +110,18 @@ pub(crate) struct Task {
 pub(crate) struct Level {
     /// Its caller's priority; lower is sooner.
     pub(crate) priority: i32,
+    /// Its tenant has more places or pages than its share, this one's counted.
+    pub(crate) beyond_share: bool,
     /// Quanta of service that its tenant is ahead of the one that has had least.
     pub(crate) ahead: u32,
 }
 
 impl Level {
-    /// Within a priority one must be more than a whole quantum ahead to give way, or two tenants
-    /// would take each other's pages in turn.
+    /// Among equals, what is beyond its share gives way to what is not. One that is within it
+    /// must be more than a whole quantum ahead, or two would take each other's pages in turn.
     fn yields_to(self, other: Level) -> bool {
-        self.priority > other.priority
-            || (self.priority == other.priority && self.ahead > other.ahead + 1)
+        let unfair = (self.beyond_share && !other.beyond_share) || self.ahead > other.ahead + 1;
+        self.priority > other.priority || (self.priority == other.priority && unfair)
     }
 }
 

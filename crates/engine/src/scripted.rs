@@ -1,6 +1,9 @@
 //! A model for tests whose outputs are a hash of what it finds in its pages.
 //! A wrong block table, a page with two owners or a chunk at a wrong position gives other tokens.
 
+use std::time::Duration;
+
+use sedge_clock::Clock;
 use sedge_formats::gguf::{Array, Value};
 use sedge_formats::tokenizer::Tokenizer;
 use sedge_kernels::PAGE_TOKENS;
@@ -36,6 +39,8 @@ pub(crate) struct Scripted {
     memory: Vec<Option<(u32, usize)>>,
     /// More tokens than this in a step panic.
     pub(crate) most_tokens: usize,
+    /// What a step takes, on this clock.
+    pub(crate) pace: Option<(Clock, Duration)>,
 }
 
 impl Scripted {
@@ -44,6 +49,7 @@ impl Scripted {
             shape,
             memory: vec![None; shape.pages * PAGE_TOKENS],
             most_tokens: usize::MAX,
+            pace: None,
         }
     }
 
@@ -163,6 +169,9 @@ impl Executor for Scripted {
     }
 
     fn forward(&mut self, batch: &Batch, out: &mut Outputs) {
+        if let Some((clock, step)) = &self.pace {
+            clock.wait(*step);
+        }
         let rows = batch.tokens.len();
         let scripted = self.shape.vocab == SHAPE.vocab;
         let contains = |token| scripted && batch.tokens.contains(&token);

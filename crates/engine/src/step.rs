@@ -17,8 +17,8 @@ use sedge_models::{Batch, Outputs};
 
 use crate::budget::Budget;
 use crate::cache::{Cache, Found};
-use crate::fair::{Fair, Turn};
-use crate::plan::{Level, Limits, State, Step};
+use crate::fair::{Fair, Turn, Whole};
+use crate::plan::{Limits, State, Step};
 use crate::sequence::{Sequence, Tools};
 use crate::shared::{Closing, Shared};
 use crate::{EngineConfig, Executor, FinishReason, Policy, Shape, StepRecord, TierPages};
@@ -295,16 +295,18 @@ impl Loop {
                 .turns
                 .windows(2)
                 .any(|t| (t[0].tenant, t[0].priority) != (t[1].tenant, t[1].priority));
+        let whole = Whole {
+            requests: self.limits.running,
+            pages: self.cache.total(),
+        };
+        self.fair.begin();
         let mut looked_up = 0;
         self.state.tasks.clear();
         for &index in &self.order {
             let sequence = &mut self.sequences[index];
-            let level = Level {
-                priority: sequence.asked.priority,
-                ahead: sequence
-                    .account
-                    .map_or(0, |account| self.fair.ahead(account)),
-            };
+            let wanted = sequence.wanted_pages(&self.shape);
+            let (account, priority) = (sequence.account.unwrap_or(0), sequence.asked.priority);
+            let level = self.fair.level(account, priority, wanted, whole);
             let task = if sequence.running {
                 let ready = self.cache.is_there(&mut sequence.lease);
                 let held = match exact {

@@ -67,10 +67,10 @@ impl Groups {
     /// From what is set aside for the owner; pages that its run does not reach go back.
     fn take_aside(&mut self, owner: Owner, after: Option<u32>) -> Option<u32> {
         let aside = self.aside.get_mut(&owner)?;
-        if after.map(|page| page + 1) == Some(aside.start) {
-            if let Some(page) = aside.next() {
-                return Some(page);
-            }
+        if after.map(|page| page + 1) == Some(aside.start)
+            && let Some(page) = aside.next()
+        {
+            return Some(page);
         }
         self.set_free(owner);
         None

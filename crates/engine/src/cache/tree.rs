@@ -336,4 +336,9 @@ impl Node {
     pub(crate) fn users(&self) -> u32 {
         self.users
     }
+
+    #[cfg(test)]
+    pub(crate) fn has_children(&self) -> bool {
+        !self.children.is_empty()
+    }
 }

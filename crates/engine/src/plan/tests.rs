@@ -188,7 +188,11 @@ fn prompts_that_are_not_first_do_not_lengthen_a_prefill_first_step() {
 
 fn at(priority: i32, ahead: u32, task: Task) -> Task {
     Task {
-        level: Level { priority, ahead },
+        level: Level {
+            priority,
+            ahead,
+            ..Level::default()
+        },
         ..task
     }
 }
@@ -212,6 +216,16 @@ fn one_that_waits_takes_the_place_of_one_that_matters_less() {
     assert!(with(run(0, 1), equal).preempt.is_empty());
     assert_eq!(with(run(0, 2), equal).preempt, [4]);
     assert_eq!(with(run(1, 0), equal).preempt, [4]);
+
+    let beyond = |task: Task| Task {
+        level: Level {
+            beyond_share: true,
+            ..task.level
+        },
+        ..task
+    };
+    assert_eq!(with(beyond(run(0, 0)), equal).preempt, [4]);
+    assert!(with(beyond(run(0, 0)), beyond(equal)).preempt.is_empty());
 }
 
 #[test]
@@ -243,10 +257,10 @@ prop_compose! {
     fn task()(
         running in any::<bool>(), ready in prop::bool::weighted(0.8), left in 1usize..40,
         held in 1usize..5, missing in 0usize..4, scored in prop::bool::weighted(0.2),
-        priority in 0i32..3, ahead in 0u32..4,
+        priority in 0i32..3, ahead in 0u32..4, beyond_share in any::<bool>(),
     ) -> Task {
         let left = if left < 20 { 1 } else { left };
-        let level = Level { priority, ahead };
+        let level = Level { priority, ahead, beyond_share };
         match running {
             true => Task {
                 ready, left, scored, level,

@@ -11,7 +11,11 @@ use crate::scripted::{
     NAN, ORDINARY, PANIC, PIECES, SHAPE, SHORT, Scripted, greedy, hidden, logits, tokenizer,
 };
 use crate::stop::tests::naive;
-use crate::{Constraint, Event, Finish, Goal, Request, Sampling, SubmitError, Usage};
+use crate::{
+    CacheConfig, Constraint, Event, Finish, Goal, HostConfig, Prefixes, Request, Sampling,
+    SubmitError, Usage,
+};
+use sedge_tiers::LinkConfig;
 
 /// An engine without its thread.
 struct Rig {
@@ -35,15 +39,38 @@ impl Rig {
     }
 
     fn with(tokenizer: Option<Arc<Tokenizer>>, shape: Shape, config: EngineConfig) -> Rig {
-        let shared = Arc::new(Shared::new(config.max_waiting, Clock::real()));
+        let most = match shape.bidirectional {
+            true => usize::MAX,
+            false => config.token_budget,
+        };
+        Rig::with_most(tokenizer, shape, config, most)
+    }
+
+    /// A model that panics at more than `most` tokens in a step.
+    fn with_most(
+        tokenizer: Option<Arc<Tokenizer>>,
+        shape: Shape,
+        config: EngineConfig,
+        most: usize,
+    ) -> Rig {
+        let shared = Arc::new(Shared::new(config.max_waiting, Clock::simulated()));
         let mut model = Scripted::new(shape);
-        if !shape.bidirectional {
-            model.most_tokens = config.token_budget;
-        }
+        model.most_tokens = most;
         let steps = Loop::new(Box::new(model), tokenizer.clone(), &config, shared.clone());
         Rig {
             handle: Handle::new(shared, shape, tokenizer),
             steps,
+        }
+    }
+
+    /// A model whose steps take time.
+    fn paced(shape: Shape, config: EngineConfig, step: Duration) -> Rig {
+        let shared = Arc::new(Shared::new(config.max_waiting, Clock::simulated()));
+        let mut model = Scripted::new(shape);
+        model.pace = Some((shared.clock.clone(), step));
+        Rig {
+            steps: Loop::new(Box::new(model), None, &config, shared.clone()),
+            handle: Handle::new(shared, shape, None),
         }
     }
 
@@ -688,4 +715,223 @@ proptest! {
         prop_assert_eq!(&finish(&cut).reason, if stopped { &FinishReason::Stop } else { &FinishReason::Length });
         prop_assert!(tokens(&whole).starts_with(&tokens(&cut)));
     }
+}
+
+/// Requests that begin alike, of several tenants and priorities.
+fn conversations() -> impl Strategy<Value = Vec<Visit>> {
+    let visit = (
+        (0u32..3, 0usize..60),
+        prop::collection::vec(0..ORDINARY, 1..20),
+        1usize..40,
+        (0u32..3, 0i32..2),
+        0usize..120,
+        prop::option::weighted(0.2, 0usize..30),
+    );
+    let visit = visit.prop_map(
+        |((stem, shared), own, most, (tenant, priority), arrives, stays)| {
+            let mut prompt: Vec<u32> = (0..shared as u32)
+                .map(|i| (i * 7 + stem) % ORDINARY)
+                .collect();
+            prompt.extend(own);
+            Visit {
+                request: Request {
+                    tenant: format!("tenant {tenant}").into(),
+                    priority,
+                    ..greedy(prompt, most)
+                },
+                arrives,
+                leaves: stays.map(|s| arrives + s),
+            }
+        },
+    );
+    prop::collection::vec(visit, 1..16)
+}
+
+fn caches() -> impl Strategy<Value = CacheConfig> {
+    let link = prop::sample::select(&[f64::INFINITY, 1e6, 1e4]);
+    let host = (1usize..20, link, any::<bool>(), any::<bool>());
+    let host = host.prop_map(|(pages, rate, overlap, delta)| HostConfig {
+        pages,
+        link: LinkConfig {
+            rate,
+            per_copy: Duration::from_micros(10),
+        },
+        overlap,
+        delta,
+    });
+    let prefixes = prop::sample::select(&[Prefixes::Off, Prefixes::Prompts, Prefixes::All]);
+    (
+        prefixes,
+        any::<bool>(),
+        1usize..6,
+        prop::option::weighted(0.7, host),
+    )
+        .prop_map(|(prefixes, isolate_tenants, group, host)| CacheConfig {
+            prefixes,
+            isolate_tenants,
+            group,
+            host,
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    /// Sharing, preemption for others' sake, and moves between tiers change nobody's answer, lose
+    /// no page, and leave nobody out.
+    #[test]
+    fn answers_do_not_depend_on_where_pages_were(
+        visits in conversations(), cache in caches(), pages in 7usize..24, budget in 4usize..40,
+        max_running in 1usize..5, policy in prop::sample::select(&Policy::ALL),
+        quantum in prop::sample::select(&[0.001, 0.05, 1e9]),
+    ) {
+        let shape = Shape { pages, context: 112, ..SHAPE };
+        let config = EngineConfig {
+            token_budget: budget,
+            max_running,
+            max_waiting: 100,
+            policy,
+            cache,
+            fair_quantum: Duration::from_secs_f64(quantum),
+            ..EngineConfig::default()
+        };
+        let mut rig = Rig::with_most(None, shape, config, usize::MAX);
+        let mut outputs: Vec<Option<Output>> = visits.iter().map(|_| None).collect();
+        let mut events: Vec<Vec<Event>> = vec![Vec::new(); visits.len()];
+        let mut time = 0;
+        while time <= 160 || !rig.steps.sequences.is_empty() {
+            prop_assert!(time < 20_000, "requests are left after {time} steps");
+            for (i, visit) in visits.iter().enumerate() {
+                if visit.arrives == time {
+                    outputs[i] = Some(rig.submit(visit.request.clone()));
+                }
+                if visit.leaves == Some(time) {
+                    outputs[i] = None;
+                }
+            }
+            rig.steps.clock.wait(Duration::from_millis(1));
+            rig.steps.poll();
+            let leases: Vec<_> = rig.steps.sequences.iter().map(|s| &s.lease).collect();
+            rig.steps.cache.audit(&leases);
+            for (output, events) in outputs.iter_mut().zip(&mut events) {
+                events.extend(output.as_mut().map(Output::ready).unwrap_or_default());
+            }
+            time += 1;
+        }
+        prop_assert_eq!(rig.steps.cache.used(), 0);
+        for (visit, events) in visits.iter().zip(events) {
+            let most = visit.request.max_tokens.unwrap_or(0);
+            let most = most.min(112.min(pages * 16) - visit.request.prompt.len());
+            let expected = Scripted::alone(&visit.request.prompt, most);
+            if visit.leaves.is_some() {
+                prop_assert!(expected.starts_with(&tokens(&events)));
+            } else {
+                prop_assert_eq!(tokens(&events), expected);
+                prop_assert_eq!(&finish(&events).reason, &FinishReason::Length);
+            }
+        }
+    }
+}
+
+/// A request that waits through its deadline ends then, and says so.
+#[test]
+fn a_deadline_ends_a_request() {
+    let mut rig = rig(16);
+    let mut late = rig.submit(Request {
+        deadline: Some(Duration::from_millis(5)),
+        ..greedy(vec![1, 2, 3], 200)
+    });
+    rig.steps.poll();
+    assert!(matches!(late.ready()[..], [Event::Token(_)]));
+    rig.steps.clock.wait(Duration::from_millis(6));
+    rig.steps.poll();
+    assert!(
+        matches!(&late.ready()[..], [Event::Finished(f)] if f.reason == FinishReason::Deadline)
+    );
+    assert_eq!(rig.steps.cache.used(), 0);
+}
+
+/// The next turn of a conversation computes what is new in it.
+#[test]
+fn a_conversations_next_turn_computes_only_what_is_new() {
+    let mut rig = rig(64);
+    let first: Vec<u32> = (0..50).map(|i| i * 7 % ORDINARY).collect();
+    let mut turn = first.clone();
+    turn.extend(tokens(&rig.run(greedy(first, 30))));
+    turn.extend([3, 1, 4]);
+    let before = rig.stats().prompt_tokens;
+    let events = rig.run(greedy(turn.clone(), 5));
+    assert_eq!(tokens(&events), Scripted::alone(&turn, 5));
+    // 79 of 83 tokens were computed, 64 of them in full pages; a page that begins alike is one
+    // of the answer's, not yet full.
+    assert_eq!(finish(&events).usage.cached, 64);
+    assert_eq!(rig.stats().prompt_tokens - before, 83 - 64);
+}
+
+/// With pages for two and a host tier, three that take turns lose nothing of what was computed.
+#[test]
+fn pages_come_back_from_the_host_tier() {
+    let host = HostConfig {
+        pages: 64,
+        link: LinkConfig::default(),
+        overlap: true,
+        delta: true,
+    };
+    let config = EngineConfig {
+        cache: CacheConfig {
+            host: Some(host),
+            ..CacheConfig::default()
+        },
+        ..EngineConfig::default()
+    };
+    let mut rig = Rig::new(Shape { pages: 12, ..SHAPE }, config);
+    let prompt = |i: u32| {
+        (0..80)
+            .map(|j| (i + j * (i + 2)) % ORDINARY)
+            .collect::<Vec<u32>>()
+    };
+    for round in 0..3 {
+        for i in 0..3 {
+            let events = rig.run(greedy(prompt(i), 4));
+            assert_eq!(tokens(&events), Scripted::alone(&prompt(i), 4));
+            // The last of five pages holds the last token of the prompt, which is computed.
+            let cached = finish(&events).usage.cached;
+            assert!(if round == 0 {
+                cached == 0
+            } else {
+                cached >= 64
+            });
+        }
+    }
+    let stats = rig.stats().cache;
+    assert!(stats.bytes_in > 0 && stats.bytes_out > 0, "{stats:?}");
+    assert_eq!(stats.dropped, 0);
+}
+
+/// Those whose tenant asks little overtake a flood, and nobody starves.
+#[test]
+fn a_flood_delays_others_by_a_step_only() {
+    let config = EngineConfig {
+        token_budget: 32,
+        max_running: 4,
+        ..EngineConfig::default()
+    };
+    let mut rig = Rig::paced(SHAPE, config, Duration::from_millis(10));
+    let of = |tenant: &str, i: u32| Request {
+        tenant: tenant.into(),
+        ..greedy((0..20).map(|j| (i + j) % ORDINARY).collect(), 20)
+    };
+    let flood: Vec<Output> = (0..40).map(|i| rig.submit(of("flood", i))).collect();
+    for _ in 0..30 {
+        rig.steps.poll();
+    }
+    let mut other = rig.submit(of("other", 7));
+    let mut steps = 0;
+    while other.ready().is_empty() {
+        rig.steps.poll();
+        steps += 1;
+    }
+    assert_eq!(steps, 1);
+    rig.finish();
+    drop(flood);
 }
