@@ -223,7 +223,12 @@ impl Handle {
     pub(crate) fn submit(&self, request: Request) -> Result<Output, SubmitError> {
         let submitted = self.shared.clock.now();
         check(&request, &self.shape, self.tokenizer.is_some())?;
-        self.shared.admits()?; // before the work of compiling a constraint
+        let asked = Asked {
+            tenant: request.tenant.clone(),
+            priority: request.priority,
+            deadline: request.deadline,
+        };
+        self.shared.admits(&asked)?; // before the work of compiling a constraint
         let (sender, events) = unbounded_channel();
         let output = Output {
             events,
@@ -231,11 +236,6 @@ impl Handle {
         };
         let computes =
             request.goal == Goal::Embed || request.max_tokens != Some(0) || request.prompt_logprobs;
-        let asked = Asked {
-            tenant: request.tenant.clone(),
-            priority: request.priority,
-            deadline: request.deadline,
-        };
         let (work, prompt) = self.work(request)?;
         let mut sequence = Sequence::new(prompt, work, asked, sender, submitted);
         if computes {

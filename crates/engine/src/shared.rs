@@ -1,6 +1,8 @@
 //! What the engine's handles and its thread share: arrivals, closing, counters.
 //! A request is in exactly one place: among the arrivals or with the loop.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -9,7 +11,7 @@ use sedge_clock::Clock;
 
 use crate::cache::CacheStats;
 use crate::live::Live;
-use crate::sequence::Sequence;
+use crate::sequence::{Asked, Sequence};
 use crate::{EngineStats, SubmitError};
 
 /// Shared by handles and loop.
@@ -49,6 +51,10 @@ struct Inbox {
     last_end: Duration,
     /// Usual time between two ends while there is work.
     between_ends: Duration,
+    /// Callers who were told to come again and for whom no request has ended since.
+    told: u32,
+    /// Tenants of requests that have not ended, and how many of theirs wait.
+    tenants: HashMap<Arc<str>, usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +99,8 @@ impl Shared {
             state: Door::Open,
             last_end: clock.now(),
             between_ends: Duration::ZERO,
+            told: 0,
+            tenants: HashMap::new(),
         };
         Shared {
             inbox: Mutex::new(inbox),
@@ -116,31 +124,53 @@ impl Shared {
     }
 
     /// Whether a request would be taken now.
-    pub(crate) fn admits(&self) -> Result<(), SubmitError> {
-        self.check_door(&self.lock())
+    pub(crate) fn admits(&self, asked: &Asked) -> Result<(), SubmitError> {
+        self.check_door(&mut self.lock(), asked)
     }
 
-    fn check_door(&self, inbox: &Inbox) -> Result<(), SubmitError> {
+    fn check_door(&self, inbox: &mut Inbox, asked: &Asked) -> Result<(), SubmitError> {
         if inbox.state != Door::Open {
             return Err(SubmitError::Closed);
         }
-        if inbox.waiting >= self.max_waiting {
+        let own = inbox.tenants.get(&asked.tenant).copied();
+        let others = inbox.tenants.len() - usize::from(own.is_some());
+        let own = own.unwrap_or(0);
+        let left = self.max_waiting.saturating_sub(inbox.waiting);
+        // Where several ask, none may have more of the queue than it leaves free (the dynamic
+        // thresholds of Choudhury and Hahne, 1998): there is always a place for a newcomer.
+        if left == 0 || (others > 0 && own >= left) {
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
-            let seconds = inbox.between_ends.as_secs_f64().ceil().clamp(1.0, 60.0);
-            let retry_after = Duration::from_secs(seconds as u64);
+            // One end makes one place: each who is refused is told the next one.
+            inbox.told = inbox.told.saturating_add(1);
+            let seconds = inbox.between_ends.saturating_mul(inbox.told).as_secs_f64();
+            let retry_after = Duration::from_secs(seconds.ceil().clamp(1.0, 60.0) as u64);
             return Err(SubmitError::Busy {
                 waiting: inbox.waiting,
                 retry_after,
             });
+        }
+        if let Some(deadline) = asked.deadline {
+            // Tenants are served in turn.
+            let before = inbox.waiting.min((own + 1) * (others + 1));
+            let before = u32::try_from(before).unwrap_or(u32::MAX);
+            let wait = inbox.between_ends.saturating_mul(before);
+            if wait > deadline {
+                self.counters.refused.fetch_add(1, Ordering::Relaxed);
+                return Err(SubmitError::Late { wait });
+            }
         }
         Ok(())
     }
 
     pub(crate) fn submit(&self, mut sequence: Sequence) -> Result<(), SubmitError> {
         let mut inbox = self.lock();
-        self.check_door(&inbox)?;
+        self.check_door(&mut inbox, &sequence.asked)?;
         inbox.taken += 1;
         sequence.number = inbox.taken;
+        *inbox
+            .tenants
+            .entry(sequence.asked.tenant.clone())
+            .or_default() += 1;
         inbox.arrivals.push(sequence);
         inbox.live += 1;
         inbox.waiting += 1;
@@ -153,6 +183,16 @@ impl Shared {
         sequences.append(&mut inbox.arrivals);
         inbox.live = sequences.len();
         inbox.waiting = sequences.iter().filter(|s| !s.running).count();
+        inbox.tenants.clear();
+        for sequence in sequences.iter() {
+            match inbox.tenants.get_mut(&sequence.asked.tenant) {
+                Some(waiting) => *waiting += usize::from(!sequence.running),
+                None => {
+                    let waiting = usize::from(!sequence.running);
+                    inbox.tenants.insert(sequence.asked.tenant.clone(), waiting);
+                }
+            }
+        }
         if inbox.live == 0 {
             self.empty.notify_all();
         }
@@ -194,6 +234,9 @@ impl Shared {
             usual => (usual * 4 + between) / 5,
         };
         inbox.last_end = now;
+        inbox.told = inbox
+            .told
+            .saturating_sub(u32::try_from(ended).unwrap_or(u32::MAX));
     }
 
     /// Takes no more, and waits until nothing is left or the time has passed. True when nothing is left.

@@ -935,3 +935,58 @@ fn a_flood_delays_others_by_a_step_only() {
     rig.finish();
     drop(flood);
 }
+
+/// A tenant that fills the queue leaves room for others, and is told to come again.
+#[test]
+fn a_full_queue_has_a_place_for_a_newcomer() {
+    let config = EngineConfig {
+        max_waiting: 8,
+        ..EngineConfig::default()
+    };
+    let rig = Rig::new(SHAPE, config);
+    let of = |tenant: &str| Request {
+        tenant: tenant.into(),
+        ..greedy(vec![1], 9)
+    };
+    let _first = rig.submit(of("other"));
+    let mut flood = Vec::new();
+    while let Ok(output) = rig.handle.submit(of("flood")) {
+        flood.push(output);
+    }
+    assert_eq!(flood.len(), 4);
+    let _other = rig.submit(of("other"));
+    let _newcomer = rig.submit(of("newcomer"));
+    assert!(matches!(
+        rig.handle.submit(of("flood")),
+        Err(SubmitError::Busy { .. })
+    ));
+}
+
+/// Those who are refused are told different times, and one that would come too late is told so.
+#[test]
+fn refusals_say_how_long_the_queue_is() {
+    let config = EngineConfig {
+        max_waiting: 3,
+        max_running: 1,
+        ..EngineConfig::default()
+    };
+    let mut rig = Rig::paced(SHAPE, config, Duration::from_millis(500));
+    for _ in 0..3 {
+        let _ = rig.run(greedy(vec![1, 2], 4)); // two seconds each
+    }
+    let _waiting: Vec<Output> = (0..3).map(|_| rig.submit(greedy(vec![1], 4))).collect();
+    let retry = || match rig.handle.submit(greedy(vec![1], 4)) {
+        Err(SubmitError::Busy { retry_after, .. }) => retry_after.as_secs(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!([retry(), retry(), retry()], [2, 4, 6]);
+    drop(_waiting);
+    rig.finish();
+    let _waiting: Vec<Output> = (0..2).map(|_| rig.submit(greedy(vec![1], 4))).collect();
+    let late = Request {
+        deadline: Some(Duration::from_secs(1)),
+        ..greedy(vec![1], 4)
+    };
+    let refused = rig.handle.submit(late).unwrap_err();
+    assert!(matches!(refused, SubmitError::Late { wait } if wait > Duration::from_secs(1)));
+}
