@@ -22,6 +22,7 @@ mod sample;
 mod scripted;
 mod sequence;
 mod shared;
+mod sim;
 mod softmax;
 mod step;
 mod stop;
@@ -35,3 +36,4 @@ pub use request::{
     Timings, TokenEvent, Usage,
 };
 pub use run::{Engine, EngineConfig, EngineStats, Output};
+pub use sim::{SIM_VOCAB, SimExecutor, SimMemory, SimOutcome, SimRequest, SimRun, load, simulate};

@@ -346,7 +346,6 @@ impl Output {
     }
 
     /// The events that are there.
-    #[cfg(test)]
     pub(crate) fn ready(&mut self) -> Vec<Event> {
         std::iter::from_fn(|| self.events.try_recv().ok()).collect()
     }

@@ -217,7 +217,7 @@ impl Shared {
         }
     }
 
-    #[cfg(test)]
+    /// Trades without waiting.
     pub(crate) fn exchange(&self, sequences: &mut Vec<Sequence>) {
         self.trade(&mut self.lock(), sequences);
     }

@@ -21,7 +21,10 @@ use crate::fair::{Fair, Turn, Whole};
 use crate::plan::{Limits, State, Step};
 use crate::sequence::{Sequence, Tools};
 use crate::shared::{Closing, Shared};
-use crate::{EngineConfig, Executor, FinishReason, Policy, Shape, StepRecord, TierPages};
+use crate::sim::load;
+use crate::{
+    EngineConfig, EngineStats, Executor, FinishReason, Policy, Shape, StepRecord, TierPages,
+};
 
 /// Logits that the prompts of one step may ask for: 64 MiB of them.
 const SCORED_LOGITS: usize = 16 << 20;
@@ -154,11 +157,20 @@ impl Loop {
     }
 
     /// Takes what arrived, without waiting, and runs one step.
-    #[cfg(test)]
     pub(crate) fn poll(&mut self) {
         self.shared.exchange(&mut self.sequences);
         self.step();
         self.shared.exchange(&mut self.sequences);
+    }
+
+    /// The last steps.
+    pub(crate) fn records(&self) -> Vec<StepRecord> {
+        self.shared.live.steps(0)
+    }
+
+    /// Counters now.
+    pub(crate) fn stats(&self) -> EngineStats {
+        self.shared.stats()
     }
 
     /// One step.
@@ -172,7 +184,7 @@ impl Loop {
         self.move_pages(&mut step);
         self.gather(&step);
         let planning = self.clock.now() - start;
-        let load = self.load();
+        let load = load(&self.batch);
         if !self.spans.is_empty() {
             match self.forward() {
                 Ok(()) => self.sample_and_emit(),
@@ -225,21 +237,6 @@ impl Loop {
         if live.is_watched(number) {
             live.list(self.sequences.iter().map(|s| s.view(now)));
         }
-    }
-
-    /// What the batch costs by.
-    fn load(&self) -> Load {
-        let mut load = Load::default();
-        for segment in &self.batch.segments {
-            if segment.rows.start < self.batch.generated {
-                (segment.position..)
-                    .zip(segment.rows.clone())
-                    .for_each(|(position, _)| load.add_generated(position));
-            } else {
-                load.add_prompt(segment.position, segment.rows.len());
-            }
-        }
-        load
     }
 
     /// Charges the step's time to those whose tokens it computed, and learns from it.
