@@ -86,6 +86,9 @@ impl Answers {
             FinishReason::Stop => Ok("stop"),
             FinishReason::Length => Ok("length"),
             FinishReason::Error(_) if self.app.draining() => Err(ApiError::Draining),
+            FinishReason::Deadline => Err(ApiError::Internal(
+                "the request's deadline passed first".into(),
+            )),
             FinishReason::Error(why) => Err(ApiError::Internal(why)),
         }
     }

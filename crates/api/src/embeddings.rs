@@ -155,6 +155,9 @@ async fn one(
             Event::Finished(finish) => {
                 app.metrics.finished(model, &finish);
                 return match finish.reason {
+                    FinishReason::Deadline => Err(ApiError::Internal(
+                        "the request's deadline passed first".into(),
+                    )),
                     FinishReason::Error(_) if app.draining() => Err(ApiError::Draining),
                     FinishReason::Error(why) => Err(ApiError::Internal(why)),
                     FinishReason::Stop | FinishReason::Length => {

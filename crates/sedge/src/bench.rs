@@ -1,6 +1,7 @@
 //! `sedge bench`: how fast a model runs, beside what the machine could do.
 
 mod chat;
+mod costs;
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -33,6 +34,8 @@ enum What {
     Model(Box<ModelArgs>),
     /// Conversations of many turns, and how speed holds over time
     Chat(Box<chat::ChatArgs>),
+    /// What steps of a model cost, for planning and simulation
+    Costs(Box<costs::CostsArgs>),
 }
 
 const ABOUT_MODEL: &str = "\
@@ -129,6 +132,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     match args.what {
         What::Model(args) => model(&args),
         What::Chat(args) => chat::run(&args),
+        What::Costs(args) => costs::run(&args),
     }
 }
 

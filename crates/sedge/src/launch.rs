@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use sedge_engine::{CpuExecutor, Engine, EngineConfig, Sampling};
+use sedge_engine::{CpuExecutor, Engine, EngineConfig, Executor, Sampling};
 use sedge_formats::template::ChatTemplate;
 use sedge_formats::tokenizer::Tokenizer;
 use sedge_kernels::Team;
 use sedge_models::Info;
 
+use crate::costs;
 use crate::failure::Failure;
 use crate::machine::{self, MachineArgs};
 use crate::output;
@@ -32,11 +33,11 @@ pub(crate) struct Running {
     pub(crate) defaults: Sampling,
 }
 
-/// Opens a model and starts its engine.
+/// Opens a model and starts its engine, with settings for the bytes that a page takes.
 pub(crate) fn launch(
     source: &Source,
     machine: &MachineArgs,
-    config: EngineConfig,
+    config: &dyn Fn(usize) -> EngineConfig,
 ) -> Result<Running, Failure> {
     let mut opened = source.open_within(machine.context)?;
     let tokenizer = opened.tokenizer.ok_or_else(|| {
@@ -71,7 +72,15 @@ pub(crate) fn launch(
             machine::tokens(pages),
         ));
     }
-    let executor = CpuExecutor::new(Arc::new(opened.model), team, kv, pages, context);
+    let mut executor = CpuExecutor::new(Arc::new(opened.model), team, kv, pages, context);
+    let mut config = config(executor.page_bytes());
+    if config.tbt_slo.is_some() && generates {
+        let costs = match costs::kept(source, machine) {
+            Some(costs) => costs,
+            None => costs::measure(source, machine, &mut executor)?,
+        };
+        config.costs = Some(Arc::new(costs));
+    }
     let engine = Engine::start(Box::new(executor), Some(tokenizer.clone()), config);
     Ok(Running {
         name: source.name.clone(),

@@ -52,6 +52,15 @@ pub(crate) struct WeightsArgs {
 }
 
 impl WeightsArgs {
+    /// The arithmetic, in a word.
+    pub(crate) fn arithmetic_name(&self) -> &'static str {
+        match self.arithmetic {
+            Arithmetic::Auto => "auto",
+            Arithmetic::Int8 => "int8",
+            Arithmetic::F32 => "f32",
+        }
+    }
+
     /// Readies a model that was opened from a source.
     pub(crate) fn ready(
         &self,
@@ -71,7 +80,7 @@ impl WeightsArgs {
             return model.pack(team).map_err(failed);
         };
         let folder = match folder.as_os_str().is_empty() {
-            true => cache_folder().ok_or_else(|| {
+            true => cache_folder("packed").ok_or_else(|| {
                 Failure::new("there is no cache folder: neither XDG_CACHE_HOME nor HOME is set")
                     .hint("--packed-cache=DIR")
             })?,
@@ -88,14 +97,14 @@ impl WeightsArgs {
     }
 }
 
-/// `$XDG_CACHE_HOME/sedge/packed`, else under `~/.cache`.
-fn cache_folder() -> Option<PathBuf> {
+/// A folder under `$XDG_CACHE_HOME/sedge`, else under `~/.cache/sedge`.
+pub(crate) fn cache_folder(name: &str) -> Option<PathBuf> {
     let set = |name: &str| {
         let value = std::env::var_os(name).filter(|v| !v.is_empty());
         value.map(PathBuf::from)
     };
     let cache = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
-    Some(cache.join("sedge/packed"))
+    Some(cache.join("sedge").join(name))
 }
 
 /// How quantised weights are multiplied.

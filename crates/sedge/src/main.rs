@@ -5,9 +5,11 @@ mod bench;
 mod chat;
 mod completions;
 mod convert;
+mod costs;
 mod eval;
 mod failure;
 mod launch;
+mod load;
 mod machine;
 mod output;
 mod run;
@@ -17,6 +19,7 @@ mod show;
 mod size;
 mod source;
 mod synth;
+mod time;
 
 use std::process::ExitCode;
 

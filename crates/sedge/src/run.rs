@@ -79,7 +79,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let prompt = prompt(&args.prompt, piped()?)?;
     let constraint = constraint(&args)?;
-    let running = launch::launch(&args.model, &args.machine, EngineConfig::default())?;
+    let running = launch::launch(&args.model, &args.machine, &|_| EngineConfig::default())?;
     let request = Request {
         max_tokens: args.max_tokens,
         sampling: args.sampling.over(running.defaults.clone()),
@@ -137,7 +137,7 @@ fn as_json(model: &str, answer: &Answer) -> serde_json::Value {
     if let Some(finish) = &answer.finish {
         object["finish_reason"] = match finish.reason {
             FinishReason::Length => "length",
-            FinishReason::Stop | FinishReason::Error(_) => "stop",
+            FinishReason::Stop | FinishReason::Deadline | FinishReason::Error(_) => "stop",
         }
         .into();
         object["usage"] = json!({

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use clap::Parser;
 use sedge_api::{ServeError, ServedModel, Server, ServerConfig};
-use sedge_engine::EngineConfig;
 
 use crate::failure::Failure;
 use crate::launch::{self, Running};
+use crate::load::LoadArgs;
 use crate::machine::MachineArgs;
 use crate::output;
 use crate::show;
@@ -86,23 +86,6 @@ pub(crate) struct Args {
     machine: MachineArgs,
 }
 
-/// How much work each model takes on at once.
-#[derive(Debug, Clone, clap::Args)]
-#[command(next_help_heading = "Load")]
-struct LoadArgs {
-    /// Most requests that run at once
-    #[arg(long, value_name = "N", default_value_t = EngineConfig::default().max_running)]
-    max_running: usize,
-
-    /// Most requests that wait; further ones are answered 429
-    #[arg(long, value_name = "N", default_value_t = EngineConfig::default().max_waiting)]
-    max_waiting: usize,
-
-    /// Most tokens of a step, answers first, then pieces of prompts
-    #[arg(long, value_name = "N", default_value_t = EngineConfig::default().token_budget)]
-    token_budget: usize,
-}
-
 impl Args {
     /// What `sedge` alone does.
     pub(crate) fn default_model() -> Args {
@@ -121,14 +104,9 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     let host = resolve(&args.host)?;
     let mut sources = args.models.clone();
     source::distinguish(&mut sources);
-    let config = EngineConfig {
-        token_budget: args.load.token_budget.max(1),
-        max_running: args.load.max_running.max(1),
-        max_waiting: args.load.max_waiting,
-    };
     let running = sources
         .iter()
-        .map(|source| launch::launch(source, &args.machine, config.clone()))
+        .map(|source| launch::launch(source, &args.machine, &|page| args.load.config(page)))
         .collect::<Result<Vec<Running>, Failure>>()?;
 
     let runtime = tokio::runtime::Runtime::new().map_err(Failure::new)?;

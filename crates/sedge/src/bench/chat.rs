@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use clap::builder::NonEmptyStringValueParser;
 use sedge_bench::{Spread, line_plot, sparkline};
-use sedge_engine::{EngineConfig, Request, Sampling};
+use sedge_engine::{CacheConfig, EngineConfig, Prefixes, Request, Sampling};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -54,7 +54,7 @@ pub(crate) struct ChatArgs {
     max_tokens: usize,
 
     /// Repeat the conversations for so long
-    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    #[arg(long, value_name = "TIME", value_parser = crate::time::parse)]
     sustained: Option<Duration>,
 
     /// Write a plot of the speed over time, as SVG
@@ -67,19 +67,6 @@ pub(crate) struct ChatArgs {
 
     #[command(flatten)]
     machine: MachineArgs,
-}
-
-/// `90s`, `10m`, `1h`, or seconds.
-fn parse_time(text: &str) -> Result<Duration, String> {
-    let (number, unit) = match text.char_indices().last() {
-        Some((at, 's')) => (&text[..at], 1.0),
-        Some((at, 'm')) => (&text[..at], 60.0),
-        Some((at, 'h')) => (&text[..at], 3600.0),
-        _ => (text, 1.0),
-    };
-    let wrong = || format!("{text:?} is not a time such as 90s, 10m or 1h");
-    let number: f64 = number.parse().map_err(|_| wrong())?;
-    Duration::try_from_secs_f64(number * unit).map_err(|_| wrong())
 }
 
 /// One answer.
@@ -113,7 +100,14 @@ pub(crate) fn run(args: &ChatArgs) -> Result<(), Failure> {
         None => parse(EVERYDAY).map_err(Failure::new)?,
     };
     let start = Instant::now();
-    let running = launch::launch(&args.model, &args.machine, EngineConfig::default())?;
+    // Every turn is computed whole, so that reading is timed on all that is read.
+    let running = launch::launch(&args.model, &args.machine, &|_| EngineConfig {
+        cache: CacheConfig {
+            prefixes: Prefixes::Off,
+            ..CacheConfig::default()
+        },
+        ..EngineConfig::default()
+    })?;
     let load = start.elapsed().as_secs_f64();
     if !running.generates {
         return Err(Failure::new(format_args!(
@@ -397,11 +391,11 @@ mod tests {
 
     #[test]
     fn times_have_units() {
-        assert_eq!(parse_time("90").unwrap().as_secs(), 90);
-        assert_eq!(parse_time("1.5m").unwrap().as_secs(), 90);
-        assert_eq!(parse_time("1h").unwrap().as_secs(), 3600);
+        assert_eq!(crate::time::parse("90").unwrap().as_secs(), 90);
+        assert_eq!(crate::time::parse("1.5m").unwrap().as_secs(), 90);
+        assert_eq!(crate::time::parse("1h").unwrap().as_secs(), 3600);
         for wrong in ["", "m", "-1s", "x", "inf"] {
-            assert!(parse_time(wrong).is_err(), "{wrong}");
+            assert!(crate::time::parse(wrong).is_err(), "{wrong}");
         }
     }
 
