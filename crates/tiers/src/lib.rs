@@ -3,8 +3,10 @@
 //! smaller or slower one.
 #![deny(missing_docs)]
 
+mod disk;
 mod groups;
 mod link;
 
+pub use disk::{Disk, DiskConfig, DiskError, DiskStats, Fetched, PageKey};
 pub use groups::{Groups, Owner, runs};
 pub use link::{Link, LinkConfig};
