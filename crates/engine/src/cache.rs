@@ -14,13 +14,13 @@ mod tree;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use sedge_clock::Clock;
 use sedge_kernels::PAGE_TOKENS;
-use sedge_tiers::{Groups, Link, LinkConfig, Owner, runs};
+use sedge_tiers::{Disk, Fetched, Groups, Link, LinkConfig, Owner, PageKey, runs};
 
 use self::tree::{Label, Moving, NodeId, Tree};
 use crate::Executor;
@@ -29,6 +29,8 @@ use crate::Executor;
 const WORTH_A_COPY: usize = 4;
 /// Pages that move to the host tier together.
 const PART: usize = 8;
+/// Pages that are handed to the disk after one step.
+const STORED: usize = 4;
 
 /// What is kept of keys and values, and where.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,6 +44,18 @@ pub struct CacheConfig {
     pub group: usize,
     /// The second tier.
     pub host: Option<HostConfig>,
+    /// Pages that survive the process.
+    pub disk: Option<DiskTier>,
+}
+
+/// An opened file of pages. Copies of it are the same file.
+#[derive(Debug, Clone)]
+pub struct DiskTier(pub Arc<Disk>);
+
+impl PartialEq for DiskTier {
+    fn eq(&self, other: &DiskTier) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
 }
 
 impl Default for CacheConfig {
@@ -51,6 +65,7 @@ impl Default for CacheConfig {
             isolate_tenants: false,
             group: 16,
             host: None,
+            disk: None,
         }
     }
 }
@@ -170,6 +185,11 @@ pub(crate) struct Cache {
     groups: Groups,
     tree: Tree,
     host: Option<Host>,
+    /// Pages of the disk tier on their way to the device tier, and those that did not come.
+    reading: HashMap<PageKey, NodeId>,
+    lost: HashSet<NodeId>,
+    /// Pages that are to be kept on disk when there is time.
+    unstored: VecDeque<NodeId>,
     owners: u64,
     clock: Clock,
     stats: CacheStats,
@@ -192,6 +212,9 @@ impl Cache {
             groups: Groups::new(executor.shape().pages, config.group),
             tree: Tree::default(),
             host,
+            reading: HashMap::new(),
+            lost: HashSet::new(),
+            unstored: VecDeque::new(),
             owners: 0,
             clock,
             stats: CacheStats::default(),
@@ -267,34 +290,66 @@ impl Cache {
         };
         child.filter(|&id| {
             let node = self.tree.node(id);
-            node.device().is_some() || node.host().is_some()
+            (node.device().is_some() || node.host().is_some()) && !self.lost.contains(&id)
         })
     }
 
-    /// The tree's pages that a sequence begins with. Its last token is computed in any case, since
-    /// what comes after it is to be chosen.
-    fn path(&mut self, text: &Text<'_>) -> Vec<NodeId> {
-        let mut path = Vec::new();
-        if !text.reuses {
-            return path;
+    /// The pages that a sequence begins with: those of the tree, then those that are only on disk.
+    /// Its last token is computed in any case, since what comes after it is to be chosen.
+    fn path(&mut self, text: &Text<'_>) -> (Vec<NodeId>, Vec<Label>) {
+        let (mut path, mut on_disk) = (Vec::new(), Vec::new());
+        if !text.reuses || self.config.prefixes == Prefixes::Off {
+            return (path, on_disk);
         }
         let mut last = self.root(text);
+        let mut key = None;
         for page in 0..text.tokens.len().saturating_sub(1) / PAGE_TOKENS {
-            let Some(next) = self.next(last, &Self::label(text, page)) else {
+            let label = Self::label(text, page);
+            let next = match key {
+                None => self.next(last, &label),
+                Some(_) => None,
+            };
+            if let Some(next) = next {
+                path.push(next);
+                last = next;
+                continue;
+            }
+            let parent = key.unwrap_or(self.tree.node(last).key());
+            let Some((label, found)) = self.find_on_disk(parent, label) else {
                 break;
             };
-            path.push(next);
-            last = next;
+            on_disk.push(label);
+            key = Some(found);
         }
-        path
+        (path, on_disk)
+    }
+
+    /// A page on disk of these tokens; of its own kind, or else of any if that will do.
+    fn find_on_disk(&self, parent: PageKey, label: Label) -> Option<(Label, PageKey)> {
+        let disk = &self.config.disk.as_ref()?.0;
+        let own = [label.prompt];
+        let all: [u8; PAGE_TOKENS + 1] = std::array::from_fn(|kind| kind as u8);
+        let others: &[u8] = match self.config.prefixes {
+            Prefixes::All => &all,
+            Prefixes::Prompts | Prefixes::Off => &[],
+        };
+        for &prompt in own.iter().chain(others) {
+            let mut label = label;
+            label.prompt = prompt;
+            let key = label.key(parent);
+            if disk.contains(key) {
+                return Some((label, key));
+            }
+        }
+        None
     }
 
     /// What is there of a sequence that waits.
     pub(crate) fn find(&mut self, text: &Text<'_>) -> Found {
-        let path = self.path(text);
+        let (path, on_disk) = self.path(text);
         let in_use = path.iter().filter(|&&id| self.tree.node(id).users() > 0);
         Found {
-            tokens: path.len() * PAGE_TOKENS,
+            tokens: (path.len() + on_disk.len()) * PAGE_TOKENS,
             in_use: in_use.count(),
         }
     }
@@ -314,8 +369,10 @@ impl Cache {
         debug_assert!(lease.pages.is_empty());
         self.owners += 1;
         lease.owner = self.owners;
-        let mut path = self.path(text);
-        self.leave_what_is_slow(&mut path, recompute);
+        let (mut path, mut on_disk) = self.path(text);
+        if self.leave_what_is_slow(&mut path, recompute) {
+            on_disk.clear();
+        }
         let absent = |cache: &Cache, id: &NodeId| cache.tree.node(*id).device().is_none();
         let wanted = text.tokens.len().div_ceil(PAGE_TOKENS);
         let idle = path.iter().filter(|&&id| {
@@ -328,6 +385,21 @@ impl Cache {
         }
         for &id in &path {
             self.tree.pin(id);
+        }
+        for label in on_disk {
+            let parent = match path.last() {
+                Some(&last) => last,
+                None => self.root(text),
+            };
+            let child = self.tree.child(parent, &label);
+            // One that has come meanwhile, or that is lost and not yet given up, is let be.
+            let there = |id: &NodeId| self.tree.node(*id).device().is_some();
+            if child.as_ref().is_some_and(there) {
+                break;
+            }
+            let id = child.unwrap_or_else(|| self.tree.add(parent, label));
+            self.tree.pin(id);
+            path.push(id);
         }
         lease.pages = path
             .iter()
@@ -349,23 +421,29 @@ impl Cache {
         Some(computed)
     }
 
-    /// Drops from a path's end what would come later than computing it would take.
-    fn leave_what_is_slow(&self, path: &mut Vec<NodeId>, recompute: &dyn Fn(usize, usize) -> f64) {
-        let Some(host) = &self.host else { return };
+    /// Drops from a path's end what would come later than computing it would take. Whether anything was dropped.
+    fn leave_what_is_slow(
+        &self,
+        path: &mut Vec<NodeId>,
+        recompute: &dyn Fn(usize, usize) -> f64,
+    ) -> bool {
+        let Some(host) = &self.host else { return false };
         let there = path
             .iter()
             .take_while(|&&id| self.tree.node(id).device().is_some())
             .count();
         let absent = path.len() - there;
         if absent == 0 {
-            return;
+            return false;
         }
         let now = self.clock.now();
         let arrival = host.back.arrival(now, absent as u64 * self.page_bytes, 1);
         let seconds = recompute(there * PAGE_TOKENS, absent * PAGE_TOKENS);
-        if (arrival - now).as_secs_f64() > seconds {
+        let slow = (arrival - now).as_secs_f64() > seconds;
+        if slow {
             path.truncate(there);
         }
+        slow
     }
 
     /// The first tokens of a sequence's next page, from a page that begins alike.
@@ -420,7 +498,7 @@ impl Cache {
                 return Some(page);
             }
             if let Some(oldest) = self.tree.oldest_device() {
-                self.give_up(oldest);
+                self.give_up(oldest, executor);
             } else if !self.wait_for_a_move(executor) {
                 return None;
             }
@@ -428,9 +506,11 @@ impl Cache {
     }
 
     /// The device tier gives a page up that nobody uses.
-    fn give_up(&mut self, id: NodeId) {
+    fn give_up(&mut self, id: NodeId, executor: &dyn Executor) {
+        self.store(id, executor);
         let node = self.tree.node(id);
-        self.stats.dropped += u64::from(node.host().is_none());
+        let elsewhere = node.host().is_some() || self.is_on_disk(node.key());
+        self.stats.dropped += u64::from(!elsewhere);
         if let Some(page) = node.device() {
             self.tree.set_device(id, None);
             self.groups.give(page);
@@ -439,12 +519,10 @@ impl Cache {
 
     /// Waits for the first pages on their way, and for no others.
     fn wait_for_a_move(&mut self, executor: &mut dyn Executor) -> bool {
-        let Some(host) = &self.host else { return false };
-        let Some(due) = host.moves.iter().map(|m| m.due).min() else {
+        if self.next_due().is_none() && self.reading.is_empty() {
             return false;
-        };
-        self.wait_until(due);
-        self.settle(executor);
+        }
+        self.wait_for_pages(executor);
         true
     }
 
@@ -491,10 +569,75 @@ impl Cache {
             self.groups.give(own);
         }
         self.groups.set_free(Owner(lease.owner));
+        if self.config.disk.is_some() {
+            self.unstored.extend(&lease.nodes);
+        }
         for id in lease.nodes.drain(..).rev() {
             self.tree.unpin(id);
+            self.forget_if_lost(id);
         }
         lease.pages.clear();
+        lease.arriving = false;
+    }
+
+    /// Gives up the place of a page that could not be read, when nobody waits for it any more.
+    fn forget_if_lost(&mut self, id: NodeId) {
+        if !self.lost.contains(&id) || self.tree.node(id).users() > 0 {
+            return;
+        }
+        self.lost.remove(&id);
+        let page = self.tree.node(id).device();
+        self.tree.set_device(id, None);
+        self.tree.set_moving(id, Moving::No);
+        page.into_iter().for_each(|page| self.groups.give(page));
+    }
+
+    /// Whether a page of a sequence will not come: it is to begin again.
+    pub(crate) fn is_lost(&self, lease: &Lease) -> bool {
+        lease.arriving && lease.nodes.iter().any(|id| self.lost.contains(id))
+    }
+
+    fn is_on_disk(&self, key: PageKey) -> bool {
+        let disk = self.config.disk.as_ref();
+        disk.is_some_and(|disk| disk.0.contains(key))
+    }
+
+    /// Hands a page to the disk tier, if there is one and it is there.
+    fn store(&self, id: NodeId, executor: &dyn Executor) {
+        let (Some(disk), Some(node)) = (&self.config.disk, self.tree.get(id)) else {
+            return;
+        };
+        if let (Some(page), true) = (node.device(), node.moving() != Moving::In)
+            && !disk.0.contains(node.key())
+        {
+            disk.0.store(node.key(), executor.read_page(page));
+        }
+    }
+
+    /// Hands some pages of requests that have ended to the disk tier.
+    pub(crate) fn store_some(&mut self, executor: &dyn Executor) {
+        for _ in 0..STORED {
+            let Some(id) = self.unstored.pop_front() else {
+                return;
+            };
+            self.store(id, executor);
+        }
+    }
+
+    /// Nothing is computed any more: hands all that is left to the disk tier.
+    pub(crate) fn close(&mut self, executor: &dyn Executor) {
+        while !self.unstored.is_empty() {
+            self.store_some(executor);
+            if let Some(disk) = &self.config.disk {
+                disk.0.flush();
+            }
+        }
+    }
+
+    /// Pages in the disk tier.
+    pub(crate) fn on_disk(&self) -> usize {
+        let disk = self.config.disk.as_ref();
+        disk.map_or(0, |disk| disk.0.stats().pages)
     }
 
     /// A sequence gives its pages up and will come back. If moving them to the host tier and back
@@ -540,6 +683,16 @@ impl Cache {
 
     /// Begins moving pages to the device tier.
     fn bring(&mut self, nodes: Vec<NodeId>, executor: &mut dyn Executor) {
+        let in_host = |id: &NodeId| self.tree.node(*id).host().is_some();
+        let (nodes, on_disk): (Vec<_>, Vec<_>) = nodes.into_iter().partition(in_host);
+        for id in on_disk {
+            let key = self.tree.node(id).key();
+            self.tree.set_moving(id, Moving::In);
+            self.reading.insert(key, id);
+            if let Some(disk) = &self.config.disk {
+                disk.0.fetch(key);
+            }
+        }
         let Some(host) = self.host.as_mut().filter(|_| !nodes.is_empty()) else {
             return;
         };
@@ -630,6 +783,7 @@ impl Cache {
 
     /// Ends the moves whose time has come.
     pub(crate) fn settle(&mut self, executor: &mut dyn Executor) {
+        self.take_what_was_read(executor);
         let now = self.clock.now();
         while let Some(host) = self.host.as_mut() {
             let Some(index) = host.moves.iter().position(|m| m.due <= now) else {
@@ -640,6 +794,28 @@ impl Cache {
             };
             for id in ended.nodes {
                 self.settle_page(id, ended.way, executor);
+            }
+        }
+    }
+
+    fn take_what_was_read(&mut self, executor: &mut dyn Executor) {
+        let fetched = match &self.config.disk {
+            Some(disk) if !self.reading.is_empty() => disk.0.fetched(),
+            _ => return,
+        };
+        for Fetched { key, bytes } in fetched {
+            let Some(id) = self.reading.remove(&key) else {
+                continue;
+            };
+            match (bytes, self.tree.node(id).device()) {
+                (Some(bytes), Some(page)) => {
+                    executor.write_page(page, &bytes);
+                    self.tree.set_moving(id, Moving::No);
+                }
+                _ => {
+                    self.lost.insert(id);
+                    self.forget_if_lost(id);
+                }
             }
         }
     }
@@ -700,10 +876,12 @@ impl Cache {
 
     /// Nothing to compute until pages have arrived: waits for the first.
     pub(crate) fn wait_for_pages(&mut self, executor: &mut dyn Executor) {
-        if let Some(due) = self.next_due() {
-            self.wait_until(due);
-            self.settle(executor);
+        match (self.next_due(), &self.config.disk) {
+            (Some(due), _) => self.wait_until(due),
+            (None, Some(disk)) if !self.reading.is_empty() => disk.0.wait(),
+            _ => return,
         }
+        self.settle(executor);
     }
 }
 

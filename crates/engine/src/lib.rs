@@ -27,7 +27,7 @@ mod softmax;
 mod step;
 mod stop;
 
-pub use cache::{CacheConfig, CacheStats, HostConfig, Prefixes};
+pub use cache::{CacheConfig, CacheStats, DiskTier, HostConfig, Prefixes};
 pub use executor::{CpuExecutor, Executor, Shape};
 pub use live::{RequestView, StepRecord, TierPages};
 pub use plan::Policy;

@@ -151,7 +151,10 @@ impl Loop {
         loop {
             match self.shared.meet(&mut self.sequences) {
                 Closing::No => self.step(),
-                Closing::Now(why) => return self.end_all(why),
+                Closing::Now(why) => {
+                    self.end_all(why);
+                    return self.cache.close(self.executor.as_ref());
+                }
             }
         }
     }
@@ -180,6 +183,7 @@ impl Loop {
         self.welcome();
         self.forget_cancelled();
         self.end_late(start);
+        self.begin_again();
         let mut step = self.plan();
         self.move_pages(&mut step);
         self.gather(&step);
@@ -198,6 +202,7 @@ impl Loop {
         }
         self.forget_ended();
         self.cache.copy_ahead(self.executor.as_mut());
+        self.cache.store_some(self.executor.as_ref());
         self.publish();
     }
 
@@ -231,7 +236,7 @@ impl Loop {
                 running: self.cache.used(),
                 cached: self.cache.cached(),
                 host: self.cache.in_host(),
-                disk: 0,
+                disk: self.cache.on_disk(),
             },
         });
         if live.is_watched(number) {
@@ -281,6 +286,16 @@ impl Loop {
             sequence.finish(FinishReason::Deadline, self.tokenizer.as_deref(), now);
         }
         self.forget_ended();
+    }
+
+    /// Those whose pages could not be read wait again, to compute them.
+    fn begin_again(&mut self) {
+        for sequence in self.sequences.iter_mut().filter(|s| s.running) {
+            if self.cache.is_lost(&sequence.lease) {
+                self.cache.release(&mut sequence.lease);
+                sequence.preempted();
+            }
+        }
     }
 
     /// Decides what the step does; its tasks are numbers of sequences.

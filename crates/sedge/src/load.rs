@@ -117,6 +117,7 @@ impl LoadArgs {
                 isolate_tenants: cache.isolate_tenants,
                 group: cache.page_group.max(1),
                 host,
+                disk: None,
             },
         }
     }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use sedge_kernels::PAGE_TOKENS;
+use sedge_tiers::PageKey;
 
 /// A page's place in the tree.
 pub(crate) type NodeId = u32;
@@ -34,6 +35,8 @@ pub(crate) struct Node {
     device: Option<u32>,
     host: Option<u32>,
     moving: Moving,
+    /// Names it in other tiers: a hash over all tokens up to its end, and whose they are.
+    key: PageKey,
     listed: Listed,
 }
 
@@ -74,7 +77,32 @@ pub(crate) struct Tree {
     idle: usize,
 }
 
+impl Label {
+    /// The name of a page with this label after the one of `parent`.
+    pub(crate) fn key(&self, parent: PageKey) -> PageKey {
+        let mut bytes = [0; 17 + 4 * PAGE_TOKENS];
+        bytes[..16].copy_from_slice(&parent.0);
+        bytes[16] = self.prompt;
+        for (to, token) in bytes[17..].chunks_exact_mut(4).zip(self.tokens) {
+            to.copy_from_slice(&token.to_le_bytes());
+        }
+        hash(&bytes)
+    }
+}
+
+/// The first 16 bytes of BLAKE3.
+fn hash(bytes: &[u8]) -> PageKey {
+    let mut key = [0; 16];
+    key.copy_from_slice(&blake3::hash(bytes).as_bytes()[..16]);
+    PageKey(key)
+}
+
 impl Tree {
+    /// A page that may have been forgotten.
+    pub(crate) fn get(&self, id: NodeId) -> Option<&Node> {
+        self.nodes.get(id as usize)?.as_ref()
+    }
+
     pub(crate) fn node(&self, id: NodeId) -> &Node {
         self.nodes[id as usize].as_ref().expect("ids are of nodes")
     }
@@ -102,7 +130,7 @@ impl Tree {
             tokens: [0; PAGE_TOKENS],
             prompt: 0,
         };
-        let root = self.insert(None, label);
+        let root = self.insert(None, label, hash(namespace.as_bytes()));
         self.roots.insert(namespace.clone(), root);
         root
     }
@@ -150,7 +178,7 @@ impl Tree {
             .filter(|(_, shared)| *shared > 0)
     }
 
-    fn insert(&mut self, parent: Option<NodeId>, label: Label) -> NodeId {
+    fn insert(&mut self, parent: Option<NodeId>, label: Label, key: PageKey) -> NodeId {
         let node = Node {
             parent,
             label,
@@ -161,6 +189,7 @@ impl Tree {
             device: None,
             host: None,
             moving: Moving::No,
+            key,
             listed: Listed::default(),
         };
         match self.vacant.pop() {
@@ -177,7 +206,8 @@ impl Tree {
 
     /// A new page, so far without a copy.
     pub(crate) fn add(&mut self, parent: NodeId, label: Label) -> NodeId {
-        let id = self.insert(Some(parent), label);
+        let key = label.key(self.node(parent).key);
+        let id = self.insert(Some(parent), label, key);
         self.node_mut(parent).children.insert(label, id);
         self.list(parent);
         id
@@ -335,6 +365,10 @@ impl Node {
 
     pub(crate) fn users(&self) -> u32 {
         self.users
+    }
+
+    pub(crate) fn key(&self) -> PageKey {
+        self.key
     }
 
     #[cfg(test)]

@@ -12,10 +12,10 @@ use crate::scripted::{
 };
 use crate::stop::tests::naive;
 use crate::{
-    CacheConfig, Constraint, Event, Finish, Goal, HostConfig, Prefixes, Request, Sampling,
-    SubmitError, Usage,
+    CacheConfig, Constraint, DiskTier, Event, Finish, Goal, HostConfig, Prefixes, Request,
+    Sampling, SubmitError, Usage,
 };
-use sedge_tiers::LinkConfig;
+use sedge_tiers::{Disk, DiskConfig, LinkConfig};
 
 /// An engine without its thread.
 struct Rig {
@@ -771,7 +771,19 @@ fn caches() -> impl Strategy<Value = CacheConfig> {
             isolate_tenants,
             group,
             host,
+            disk: None,
         })
+}
+
+/// A file of so many pages of the scripted model, in this folder.
+fn disk(folder: &std::path::Path, pages: u64) -> DiskTier {
+    let config = DiskConfig {
+        folder: folder.to_owned(),
+        capacity: pages * 8192,
+        page_bytes: 16 * 8,
+        identity: [1; 32],
+    };
+    DiskTier(Arc::new(Disk::open(config).unwrap()))
 }
 
 proptest! {
@@ -784,7 +796,12 @@ proptest! {
         visits in conversations(), cache in caches(), pages in 7usize..24, budget in 4usize..40,
         max_running in 1usize..5, policy in prop::sample::select(&Policy::ALL),
         quantum in prop::sample::select(&[0.001, 0.05, 1e9]),
+        on_disk in prop::option::weighted(0.3, (1u64..40, any::<prop::sample::Index>())),
     ) {
+        // One byte of the file is damaged before each step.
+        let folder = tempfile::tempdir().unwrap();
+        let mut cache = cache;
+        cache.disk = on_disk.map(|(pages, _)| disk(folder.path(), pages));
         let shape = Shape { pages, context: 112, ..SHAPE };
         let config = EngineConfig {
             token_budget: budget,
@@ -809,6 +826,9 @@ proptest! {
                     outputs[i] = None;
                 }
             }
+            if let Some((_, at)) = &on_disk {
+                damage(folder.path(), at, time);
+            }
             rig.steps.clock.wait(Duration::from_millis(1));
             rig.steps.poll();
             let leases: Vec<_> = rig.steps.sequences.iter().map(|s| &s.lease).collect();
@@ -830,6 +850,52 @@ proptest! {
                 prop_assert_eq!(&finish(&events).reason, &FinishReason::Length);
             }
         }
+    }
+}
+
+/// Flips a bit somewhere in the file of pages.
+fn damage(folder: &std::path::Path, at: &prop::sample::Index, time: usize) {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(folder.join("pages"))
+        .unwrap();
+    let length = file.metadata().unwrap().len() as usize;
+    if length > 0 {
+        // Most of a slot is padding: only the parts that are read.
+        let slot = (at.index(length) + time * 8192) % length / 8192 * 8192;
+        let offset = slot + [41, 100, 4096 + time % 128][time % 3];
+        let mut byte = [0];
+        if file.read_exact_at(&mut byte, offset as u64).is_ok() {
+            byte[0] ^= 1 << (time % 8);
+            file.write_all_at(&byte, offset as u64).unwrap();
+        }
+    }
+}
+
+/// What was computed before a restart is read instead of computed.
+#[test]
+fn prefixes_survive_a_restart_on_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let prompt: Vec<u32> = (0..70).map(|i| i * 7 % ORDINARY).collect();
+    let mut turn = prompt.clone();
+    for round in 0..2 {
+        let config = EngineConfig {
+            cache: CacheConfig {
+                disk: Some(disk(folder.path(), 100)),
+                ..CacheConfig::default()
+            },
+            ..EngineConfig::default()
+        };
+        let mut rig = Rig::new(SHAPE, config);
+        let events = rig.run(greedy(turn.clone(), 30));
+        assert_eq!(tokens(&events), Scripted::alone(&turn, 30));
+        // The prompt and 29 tokens of the answer were computed, in six full pages.
+        assert_eq!(finish(&events).usage.cached, [0, 96][round]);
+        turn.extend(tokens(&events));
+        turn.push(5);
+        rig.steps.cache.close(rig.steps.executor.as_ref());
     }
 }
 
