@@ -412,7 +412,8 @@ impl Cache {
         for (&id, &page) in lease.nodes.iter().zip(&lease.pages).skip(there) {
             self.tree.set_device(id, Some(page));
         }
-        lease.arriving = !missing.is_empty();
+        // Pages that others wait for are not there either.
+        lease.arriving = !lease.nodes.is_empty();
         self.bring(missing, executor);
         let mut computed = lease.nodes.len() * PAGE_TOKENS;
         computed += self.copy_beginning(lease, text, computed, executor);

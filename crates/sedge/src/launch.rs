@@ -9,7 +9,9 @@ use sedge_kernels::Team;
 use sedge_models::Info;
 
 use crate::costs;
+use crate::disk;
 use crate::failure::Failure;
+use crate::load::LoadArgs;
 use crate::machine::{self, MachineArgs};
 use crate::output;
 use crate::sampling;
@@ -33,11 +35,11 @@ pub(crate) struct Running {
     pub(crate) defaults: Sampling,
 }
 
-/// Opens a model and starts its engine, with settings for the bytes that a page takes.
+/// Opens a model and starts its engine, under a load as `load` says.
 pub(crate) fn launch(
     source: &Source,
     machine: &MachineArgs,
-    config: &dyn Fn(usize) -> EngineConfig,
+    load: Option<&LoadArgs>,
 ) -> Result<Running, Failure> {
     let mut opened = source.open_within(machine.context)?;
     let tokenizer = opened.tokenizer.ok_or_else(|| {
@@ -73,7 +75,14 @@ pub(crate) fn launch(
         ));
     }
     let mut executor = CpuExecutor::new(Arc::new(opened.model), team, kv, pages, context);
-    let mut config = config(executor.page_bytes());
+    let mut config = match load {
+        Some(load) => load.config(executor.page_bytes()),
+        None => EngineConfig::default(),
+    };
+    if let Some((folder, capacity)) = load.and_then(LoadArgs::disk).filter(|_| generates) {
+        let disk = disk::open(folder, capacity, executor.page_bytes(), source, machine)?;
+        config.cache.disk = Some(disk);
+    }
     if config.tbt_slo.is_some() && generates {
         let costs = match costs::kept(source, machine) {
             Some(costs) => costs,

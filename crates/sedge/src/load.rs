@@ -1,6 +1,7 @@
 //! How much work a model takes on at once, in which order, and what it keeps of it.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -72,6 +73,20 @@ struct CacheArgs {
     #[arg(long, value_name = "TIME", value_parser = time::parse, default_value = "0s", requires = "host_memory")]
     host_copy_time: Duration,
 
+    /// Keep keys and values in this folder, so that conversations go on quickly after a restart;
+    /// safe to delete
+    #[arg(long, value_name = "DIR")]
+    disk_cache: Option<PathBuf>,
+
+    /// Most bytes on disk for each model
+    #[arg(
+        long,
+        value_name = "BYTES",
+        default_value = "8GiB",
+        requires = "disk_cache"
+    )]
+    disk_capacity: Bytes,
+
     /// Compute nothing while pages move (for comparison)
     #[arg(long, hide = true)]
     swap_waits: bool,
@@ -86,6 +101,23 @@ struct CacheArgs {
 }
 
 impl LoadArgs {
+    /// The defaults, but nothing is kept.
+    pub(crate) fn without_cache() -> LoadArgs {
+        #[derive(clap::Parser)]
+        struct Alone {
+            #[command(flatten)]
+            load: LoadArgs,
+        }
+        let args = ["sedge", "--prefix-cache=off"];
+        <Alone as clap::Parser>::parse_from(args).load
+    }
+
+    /// Where pages are kept on disk, and how many bytes of them.
+    pub(crate) fn disk(&self) -> Option<(&Path, Bytes)> {
+        let folder = self.cache.disk_cache.as_deref()?;
+        Some((folder, self.cache.disk_capacity))
+    }
+
     /// The engine's settings for a model whose pages are of so many bytes.
     pub(crate) fn config(&self, page_bytes: usize) -> EngineConfig {
         let cache = &self.cache;

@@ -6,6 +6,7 @@ mod chat;
 mod completions;
 mod convert;
 mod costs;
+mod disk;
 mod eval;
 mod failure;
 mod launch;

@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
-use sedge_engine::{Constraint, EngineConfig, FinishReason, Request};
+use sedge_engine::{Constraint, FinishReason, Request};
 use serde_json::json;
 
 use crate::answer::{self, Answer};
@@ -79,7 +79,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let prompt = prompt(&args.prompt, piped()?)?;
     let constraint = constraint(&args)?;
-    let running = launch::launch(&args.model, &args.machine, &|_| EngineConfig::default())?;
+    let running = launch::launch(&args.model, &args.machine, None)?;
     let request = Request {
         max_tokens: args.max_tokens,
         sampling: args.sampling.over(running.defaults.clone()),

@@ -106,7 +106,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     source::distinguish(&mut sources);
     let running = sources
         .iter()
-        .map(|source| launch::launch(source, &args.machine, &|page| args.load.config(page)))
+        .map(|source| launch::launch(source, &args.machine, Some(&args.load)))
         .collect::<Result<Vec<Running>, Failure>>()?;
 
     let runtime = tokio::runtime::Runtime::new().map_err(Failure::new)?;

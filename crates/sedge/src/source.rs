@@ -46,6 +46,14 @@ impl Source {
         }
     }
 
+    /// The bytes of a model that the binary carries; none of others.
+    pub(crate) fn bytes(&self) -> &'static [u8] {
+        match self.place {
+            Place::BuiltIn => SEEDLING,
+            Place::Path(_) => &[],
+        }
+    }
+
     /// Opens the model; weights are mapped, not read.
     pub(crate) fn open(&self) -> Result<Opened, Failure> {
         self.open_within(None)

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use clap::builder::NonEmptyStringValueParser;
 use sedge_bench::{Spread, line_plot, sparkline};
-use sedge_engine::{CacheConfig, EngineConfig, Prefixes, Request, Sampling};
+use sedge_engine::{Request, Sampling};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -16,6 +16,7 @@ use super::{joules, peak_memory};
 use crate::answer;
 use crate::failure::Failure;
 use crate::launch::{self, Running};
+use crate::load::LoadArgs;
 use crate::machine::MachineArgs;
 use crate::output::{self, ProgressLine};
 use crate::source::Source;
@@ -101,13 +102,7 @@ pub(crate) fn run(args: &ChatArgs) -> Result<(), Failure> {
     };
     let start = Instant::now();
     // Every turn is computed whole, so that reading is timed on all that is read.
-    let running = launch::launch(&args.model, &args.machine, &|_| EngineConfig {
-        cache: CacheConfig {
-            prefixes: Prefixes::Off,
-            ..CacheConfig::default()
-        },
-        ..EngineConfig::default()
-    })?;
+    let running = launch::launch(&args.model, &args.machine, Some(&LoadArgs::without_cache()))?;
     let load = start.elapsed().as_secs_f64();
     if !running.generates {
         return Err(Failure::new(format_args!(

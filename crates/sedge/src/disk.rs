@@ -1,0 +1,81 @@
+//! The disk tier of a model's keys and values: whose pages they are, and the file.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sedge_engine::DiskTier;
+use sedge_kernels::packed_kernels;
+use sedge_tiers::{Disk, DiskConfig, DiskError};
+
+use crate::failure::Failure;
+use crate::machine::MachineArgs;
+use crate::size::Bytes;
+use crate::source::Source;
+
+/// Opens the file of a model's pages below `folder`.
+pub(crate) fn open(
+    folder: &Path,
+    capacity: Bytes,
+    page_bytes: usize,
+    source: &Source,
+    machine: &MachineArgs,
+) -> Result<DiskTier, Failure> {
+    let identity = identity(source, machine)
+        .map_err(|error| Failure::new(format_args!("{}: {error}", source.name)))?;
+    let name: String = identity[..8].iter().map(|b| format!("{b:02x}")).collect();
+    let config = DiskConfig {
+        folder: folder.join(name),
+        capacity: capacity.0,
+        page_bytes,
+        identity,
+    };
+    match Disk::open(config) {
+        Ok(disk) => Ok(DiskTier(Arc::new(disk))),
+        Err(error @ DiskError::Locked { .. }) => {
+            Err(Failure::new(error).hint("another folder: --disk-cache DIR"))
+        }
+        Err(error) => Err(Failure::new(error)),
+    }
+}
+
+/// What keys and values depend on besides the tokens: the model to the last byte, and how it is
+/// computed and stored.
+fn identity(source: &Source, machine: &MachineArgs) -> io::Result<[u8; 32]> {
+    let mut hasher = blake3::Hasher::new();
+    let about = format!(
+        "{} {} {:?} {} {}",
+        env!("CARGO_PKG_VERSION"),
+        machine.weights.arithmetic_name(),
+        machine.kv,
+        packed_kernels(),
+        sedge_kernels::rounds_fast(),
+    );
+    hasher.update(about.as_bytes());
+    match source.path() {
+        None => drop(hasher.update(source.bytes())),
+        Some(path) => {
+            for file in files(path)? {
+                hasher.update_reader(File::open(file)?)?;
+            }
+        }
+    }
+    Ok(*hasher.finalize().as_bytes())
+}
+
+/// A file, or the files of a folder in order of their names.
+fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(path)? {
+        let path = entry?.path();
+        if path.is_file() {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
