@@ -91,6 +91,9 @@ pub(crate) struct Task {
     pub(crate) running: bool,
     /// Its pages are all there. One that runs may have some still on their way.
     pub(crate) ready: bool,
+    /// It has computed nothing since it was admitted: it does not give way before it has, or
+    /// requests would take each other's pages in turn and none get on.
+    pub(crate) fresh: bool,
     /// Tokens that are known but not computed: 1 decodes, more prefill.
     pub(crate) left: usize,
     /// Pages that are free again when it gives up its own.
@@ -217,8 +220,8 @@ impl<'a> Draft<'a> {
         let tasks = self.tasks;
         for task in tasks.iter().filter(|task| !task.running) {
             let yielding = self.running.iter().rev();
-            let mut yielding =
-                yielding.take_while(|&&last| tasks[last].level.yields_to(task.level));
+            let mut yielding = yielding
+                .take_while(|&&last| !tasks[last].fresh && tasks[last].level.yields_to(task.level));
             let (mut preempted, mut free) = (0, self.left.free);
             loop {
                 let needed = self.needed(task, runs - preempted) + taken;

@@ -33,6 +33,8 @@ pub(crate) struct Sequence {
     /// Tokens of the prompt that did not have to be computed when it first ran.
     cached: Option<usize>,
     pub(crate) running: bool,
+    /// Nothing was computed since it was admitted.
+    fresh: bool,
     pub(crate) ended: bool,
     /// Number by arrival.
     pub(crate) number: u64,
@@ -117,6 +119,7 @@ impl Sequence {
             account: None,
             cached: None,
             running: false,
+            fresh: false,
             ended: false,
             work,
             events,
@@ -181,6 +184,7 @@ impl Sequence {
         Task {
             running: true,
             ready,
+            fresh: self.fresh,
             left: self.tokens.len() - self.computed,
             held,
             missing: self.wanted_pages(shape).saturating_sub(self.lease.len()),
@@ -193,6 +197,7 @@ impl Sequence {
         Task {
             running: false,
             ready: true,
+            fresh: false,
             left: self.tokens.len() - found.tokens,
             held: 0,
             missing: self.wanted_pages(shape) - found.in_use,
@@ -205,6 +210,7 @@ impl Sequence {
     /// It runs from now on; so many of its tokens are there already.
     pub(crate) fn admitted(&mut self, computed: usize) {
         self.running = true;
+        self.fresh = true;
         self.computed = computed;
         self.cached.get_or_insert(computed.min(self.prompt));
     }
@@ -263,6 +269,7 @@ impl Sequence {
     ) {
         let from = self.computed;
         self.computed += tokens;
+        self.fresh = false;
         let last = self.computed == self.tokens.len();
         for position in from..self.computed {
             if self.wants_hidden(position) {

@@ -13,6 +13,7 @@ fn decode(held: usize, missing: usize) -> Task {
     Task {
         running: true,
         ready: true,
+        fresh: false,
         left: 1,
         held,
         missing,
@@ -33,6 +34,7 @@ fn waits(left: usize, missing: usize) -> Task {
     Task {
         running: false,
         ready: true,
+        fresh: false,
         left,
         held: 0,
         missing,
@@ -216,6 +218,12 @@ fn one_that_waits_takes_the_place_of_one_that_matters_less() {
     assert!(with(run(0, 1), equal).preempt.is_empty());
     assert_eq!(with(run(0, 2), equal).preempt, [4]);
     assert_eq!(with(run(1, 0), equal).preempt, [4]);
+
+    let fresh = Task {
+        fresh: true,
+        ..run(1, 0)
+    };
+    assert!(with(fresh, equal).preempt.is_empty());
 
     let beyond = |task: Task| Task {
         level: Level {
