@@ -1,6 +1,7 @@
-//! Measurement: how well a model predicts a text, and how fast it runs.
+//! Measurement: how well a model predicts a text, how fast it runs, and how a server bears load.
 #![deny(missing_docs)]
 
+pub mod load;
 mod peer;
 mod perplexity;
 mod plot;

@@ -1,6 +1,7 @@
 //! `sedge bench`: how fast a model runs, beside what the machine could do.
 
 mod chat;
+mod serve;
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -33,6 +34,8 @@ enum What {
     Model(Box<ModelArgs>),
     /// Conversations of many turns, and how speed holds over time
     Chat(Box<chat::ChatArgs>),
+    /// Load on servers of the OpenAI API, and how they bear it
+    Serve(Box<serve::ServeArgs>),
 }
 
 const ABOUT_MODEL: &str = "\
@@ -129,6 +132,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     match args.what {
         What::Model(args) => model(&args),
         What::Chat(args) => chat::run(&args),
+        What::Serve(args) => serve::run(&args),
     }
 }
 

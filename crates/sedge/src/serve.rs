@@ -125,6 +125,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
         token_budget: args.load.token_budget.max(1),
         max_running: args.load.max_running.max(1),
         max_waiting: args.load.max_waiting,
+        ..EngineConfig::default()
     };
     let running = sources
         .iter()
@@ -284,7 +285,7 @@ fn greeting(running: &[Running], address: SocketAddr, keyed: bool) -> String {
 }
 
 /// SIGINT or SIGTERM.
-async fn signal() {
+pub(crate) async fn signal() {
     let interrupt = tokio::signal::ctrl_c();
     #[cfg(unix)]
     {

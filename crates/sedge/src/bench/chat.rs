@@ -69,15 +69,16 @@ pub(crate) struct ChatArgs {
     machine: MachineArgs,
 }
 
-/// `90s`, `10m`, `1h`, or seconds.
-fn parse_time(text: &str) -> Result<Duration, String> {
+/// `200ms`, `90s`, `10m`, `1h`, or seconds.
+pub(super) fn parse_time(text: &str) -> Result<Duration, String> {
     let (number, unit) = match text.char_indices().last() {
+        Some((at, 's')) if text[..at].ends_with('m') => (&text[..at - 1], 1e-3),
         Some((at, 's')) => (&text[..at], 1.0),
         Some((at, 'm')) => (&text[..at], 60.0),
         Some((at, 'h')) => (&text[..at], 3600.0),
         _ => (text, 1.0),
     };
-    let wrong = || format!("{text:?} is not a time such as 90s, 10m or 1h");
+    let wrong = || format!("{text:?} is not a time such as 200ms, 90s, 10m or 1h");
     let number: f64 = number.parse().map_err(|_| wrong())?;
     Duration::try_from_secs_f64(number * unit).map_err(|_| wrong())
 }
@@ -398,6 +399,7 @@ mod tests {
     #[test]
     fn times_have_units() {
         assert_eq!(parse_time("90").unwrap().as_secs(), 90);
+        assert_eq!(parse_time("200ms").unwrap().as_millis(), 200);
         assert_eq!(parse_time("1.5m").unwrap().as_secs(), 90);
         assert_eq!(parse_time("1h").unwrap().as_secs(), 3600);
         for wrong in ["", "m", "-1s", "x", "inf"] {
