@@ -9,5 +9,5 @@ mod speed;
 
 pub use peer::{PeerError, PeerFigure, read_peer};
 pub use perplexity::{Count, Perplexity, PerplexityError, PerplexityOptions, perplexity, score};
-pub use plot::{line_plot, sparkline};
+pub use plot::{Chart, Line, line_plot, sparkline};
 pub use speed::{Spread, Task, time};

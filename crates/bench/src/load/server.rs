@@ -1,6 +1,7 @@
 //! Servers under measurement: one that runs already, or one that is started for each run and
 //! stopped after it, so that no two compete.
 
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,6 +14,8 @@ const START: Duration = Duration::from_secs(600);
 /// Time that it has to end when asked to.
 const END: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(50);
+/// Lines that are kept of what a server says.
+const LINES: usize = 4;
 
 /// A server to measure.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,7 +54,7 @@ pub enum ServerError {
         source: std::io::Error,
     },
     /// It ended before it answered.
-    #[error("{name} ended before it answered at {url} ({status}): {said}")]
+    #[error("{name} ended before it answered at {url} ({status}){said}")]
     Ended {
         /// The server.
         name: String,
@@ -59,7 +62,7 @@ pub enum ServerError {
         url: String,
         /// How it ended.
         status: ExitStatus,
-        /// The last line that it wrote to standard error.
+        /// The last lines that it wrote to standard error, each on a line of its own.
         said: String,
     },
     /// It never answered.
@@ -192,8 +195,8 @@ impl Launched {
 #[derive(Debug)]
 struct Process {
     child: Child,
-    /// Last line of standard error.
-    last: Arc<Mutex<String>>,
+    /// Last lines of standard error.
+    last: Arc<Mutex<VecDeque<String>>>,
 }
 
 impl Process {
@@ -209,7 +212,7 @@ impl Process {
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut shell, 0);
         let mut child = shell.spawn()?;
-        let last = Arc::new(Mutex::new(String::new()));
+        let last = Arc::new(Mutex::new(VecDeque::new()));
         if let Some(errors) = child.stderr.take() {
             let last = last.clone();
             // Read to its end, or a server that says much would block.
@@ -219,7 +222,11 @@ impl Process {
                 while matches!(errors.read_until(b'\n', &mut line), Ok(n) if n > 0) {
                     let text = String::from_utf8_lossy(&line).trim().to_owned();
                     if !text.is_empty() {
-                        *last.lock().unwrap_or_else(PoisonError::into_inner) = text;
+                        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+                        if last.len() == LINES {
+                            last.pop_front();
+                        }
+                        last.push_back(text);
                     }
                     line.clear();
                 }
@@ -229,10 +236,8 @@ impl Process {
     }
 
     fn said(&self) -> String {
-        self.last
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.iter().map(|line| format!("\n  {line}")).collect()
     }
 
     #[cfg(unix)]

@@ -4,11 +4,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use sedge_bench::Spread;
 use sedge_bench::load::{
-    Api, Arrivals, Bisection, ClientError, Figures, Length, Lengths, Progress, ServerSpec, Slo,
-    Summary, Target, TenantFigures, Trace, Trial, Unit, Workload, WorkloadSpec, play, summarize,
+    Api, Arrivals, Bisection, ClientError, Figures, Length, Lengths, Page, Progress, ServerSpec,
+    Slo, Summary, Table, Target, TenantFigures, Trace, Trial, Unit, Workload, WorkloadSpec, charts,
+    play, summarize,
 };
+use sedge_bench::{Chart, Line, Spread};
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
@@ -452,6 +453,17 @@ impl Bench<'_> {
         line.clear();
         self.warn(&trials, stopped);
         let summaries = summarize(&trials);
+        let mut tables = vec![Table {
+            title: "Figures: medians over the seeds, with their range".to_owned(),
+            rows: self.rows(&summaries),
+        }];
+        if self.args.workload.tenants > 1 {
+            tables.push(Table {
+                title: "Tenants".to_owned(),
+                rows: self.tenant_rows(&trials),
+            });
+        }
+        self.report(tables, charts(&self.names(), &trials, self.slo()))?;
         let text = match self.args.json {
             true => format!("{:#}\n", self.as_json(&trials, &summaries, stopped)),
             false => self.as_text(&trials, &summaries),
@@ -530,9 +542,10 @@ impl Bench<'_> {
                     search.tell(probe.bears);
                     if !self.args.json {
                         if probes.is_empty() {
-                            output::print(&format!("{}\n{}", self.head(), Probe::head()))?;
+                            let head = Probe::line(&Probe::head());
+                            output::print(&format!("{}\n{head}", self.head()))?;
                         }
-                        output::print(&probe.line(name))?;
+                        output::print(&Probe::line(&probe.row(name)))?;
                     }
                     probes.push(probe);
                 }
@@ -548,9 +561,27 @@ impl Bench<'_> {
         }
         let trials: Vec<Trial> = probes.iter().map(|p| p.trial.clone()).collect();
         self.warn(&trials, stopped);
+        let tables = vec![
+            Table {
+                title: "Highest rates borne".to_owned(),
+                rows: self.rate_rows(&capacities),
+            },
+            Table {
+                title: "Rates tried".to_owned(),
+                rows: std::iter::once(Probe::head())
+                    .chain(
+                        probes
+                            .iter()
+                            .map(|p| p.row(&self.servers[p.trial.server].name)),
+                    )
+                    .map(|row| row.to_vec())
+                    .collect(),
+            },
+        ];
+        self.report(tables, self.rate_charts(&probes))?;
         let text = match self.args.json {
             true => format!("{:#}\n", self.rates_as_json(&probes, &capacities, stopped)),
-            false => self.rates_as_text(&capacities),
+            false => format!("\n{}", table(&self.rate_rows(&capacities))),
         };
         Ok(output::print(&text)?)
     }
@@ -564,25 +595,36 @@ struct Probe {
 }
 
 impl Probe {
-    fn head() -> String {
-        format!(
-            "{:<16} {:>5} {:>9} {:>12} {:>12} {:>8} {:>7}\n",
-            "server", "seed", "rate /s", "TTFT p50 ms", "TBT p99 ms", "refused", "borne"
-        )
+    fn head() -> [String; 7] {
+        let names = [
+            "server",
+            "seed",
+            "rate /s",
+            "TTFT p50 ms",
+            "TBT p99 ms",
+            "refused",
+            "borne",
+        ];
+        names.map(str::to_owned)
     }
 
-    fn line(&self, name: &str) -> String {
+    fn row(&self, name: &str) -> [String; 7] {
         let f = &self.trial.figures;
-        let ms = |s: Option<f64>| s.map_or_else(|| "-".to_owned(), |s| format!("{:.1}", s * 1e3));
-        format!(
-            "{name:<16} {:>5} {:>9.3} {:>12} {:>12} {:>8} {:>7}\n",
-            self.trial.seed,
-            self.rate,
+        let ms = |s: Option<f64>| s.map_or_else(|| "-".to_owned(), |s| Unit::Seconds.show(s));
+        [
+            name.to_owned(),
+            self.trial.seed.to_string(),
+            format!("{:.3}", self.rate),
             ms(f.ttft.map(|q| q.p50)),
             ms(f.tbt.map(|q| q.p99)),
-            f.refused + f.failed,
-            if self.bears { "yes" } else { "no" },
-        )
+            (f.refused + f.failed).to_string(),
+            if self.bears { "yes" } else { "no" }.to_owned(),
+        ]
+    }
+
+    /// Shown as soon as it is known, so the columns have fixed widths.
+    fn line([server, seed, rate, ttft, tbt, refused, borne]: &[String; 7]) -> String {
+        format!("{server:<16} {seed:>5} {rate:>9} {ttft:>12} {tbt:>12} {refused:>8} {borne:>7}\n")
     }
 }
 
@@ -597,13 +639,23 @@ struct Capacity {
 
 /// Text.
 impl Bench<'_> {
+    fn names(&self) -> Vec<String> {
+        self.servers.iter().map(|s| s.name.clone()).collect()
+    }
+
     /// What was asked.
     fn head(&self) -> String {
+        let rows = self.head_rows();
+        let lines = rows
+            .iter()
+            .map(|(name, value)| format!("{name:<13} {value}\n"));
+        lines.collect()
+    }
+
+    fn head_rows(&self) -> Vec<(String, String)> {
         let w = &self.args.workload;
-        let mut text = String::new();
-        let mut row = |name: &str, value: String| {
-            text.push_str(&format!("{name:<13} {value}\n"));
-        };
+        let mut rows = Vec::new();
+        let mut row = |name: &str, value: String| rows.push((name.to_owned(), value));
         row("requests", self.facts_of_requests());
         row("lengths", self.facts_of_lengths());
         if w.tenants > 1 {
@@ -625,7 +677,57 @@ impl Bench<'_> {
                 slo.tbt.as_secs_f64() * 1e3
             ),
         );
-        text
+        rows
+    }
+
+    /// Writes the page, if one is asked for.
+    fn report(&self, tables: Vec<Table>, charts: Vec<Chart>) -> Result<(), Failure> {
+        let Some(path) = &self.args.report else {
+            return Ok(());
+        };
+        let mut facts = self.head_rows();
+        facts.extend(self.servers.iter().map(|s| {
+            let how = s
+                .command
+                .as_ref()
+                .map_or_else(String::new, |c| format!(" by {c}"));
+            (s.name.clone(), format!("{}{how}", s.url))
+        }));
+        let page = Page {
+            title: format!("Load on {}", self.names().join(", ")),
+            facts,
+            tables,
+            charts,
+        };
+        std::fs::write(path, page.html()).map_err(|e| Failure::file(path, &e))
+    }
+
+    /// The two times that decide, by rate.
+    fn rate_charts(&self, probes: &[Probe]) -> Vec<Chart> {
+        let chart = |title: &str, of: fn(&Figures) -> Option<f64>| Chart {
+            title: title.to_owned(),
+            x: "requests per second".to_owned(),
+            y: "ms".to_owned(),
+            lines: self
+                .names()
+                .into_iter()
+                .enumerate()
+                .map(|(server, name)| {
+                    let of_server = probes.iter().filter(|p| p.trial.server == server);
+                    let mut points: Vec<(f64, f64)> = of_server
+                        .filter_map(|p| Some((p.rate, of(&p.trial.figures)? * 1e3)))
+                        .collect();
+                    points.sort_by(|a, b| a.0.total_cmp(&b.0));
+                    Line { name, points }
+                })
+                .collect(),
+            log_x: true,
+            mark: None,
+        };
+        vec![
+            chart("TTFT p50", |f| f.ttft.map(|q| q.p50)),
+            chart("TBT p99", |f| f.tbt.map(|q| q.p99)),
+        ]
     }
 
     fn facts_of_requests(&self) -> String {
@@ -708,7 +810,7 @@ impl Bench<'_> {
                 let figure = &summary.figures[i];
                 row.push(range(figure.spread, |v| figure.unit.show(v)));
                 if summary.server > 0 {
-                    row.push(range(figure.ratio, |v| format!("{v:.2} ×")));
+                    row.push(ratio(figure.ratio));
                 }
             }
             rows.push(row);
@@ -758,8 +860,8 @@ impl Bench<'_> {
         rows
     }
 
-    fn rates_as_text(&self, capacities: &[Capacity]) -> String {
-        let mut rows = vec![vec!["capacity".to_owned(), "/s".to_owned()]];
+    fn rate_rows(&self, capacities: &[Capacity]) -> Vec<Vec<String>> {
+        let mut rows = vec![vec!["server".to_owned(), "capacity /s".to_owned()]];
         if self.servers.len() > 1 {
             rows[0].push(format!("over {}", self.servers[0].name));
         }
@@ -777,13 +879,13 @@ impl Bench<'_> {
             row.push(rate);
             if server > 0 {
                 let ratios = self.rate_ratios(capacities, server);
-                row.push(range(Spread::of(&ratios), |v| format!("{v:.2} ×")));
+                row.push(ratio(Spread::of(&ratios)));
             } else if self.servers.len() > 1 {
                 row.push(String::new());
             }
             rows.push(row);
         }
-        format!("\n{}", table(&rows))
+        rows
     }
 
     fn rates(&self, capacities: &[Capacity], server: usize) -> Vec<f64> {
@@ -809,6 +911,16 @@ fn range(spread: Option<Spread>, show: impl Fn(f64) -> String) -> String {
         None => "-".to_owned(),
         Some(s) if s.min == s.max => show(s.median),
         Some(s) => format!("{} ({} – {})", show(s.median), show(s.min), show(s.max)),
+    }
+}
+
+fn ratio(spread: Option<Spread>) -> String {
+    let Some(s) = spread else {
+        return "-".to_owned();
+    };
+    match s.min == s.max {
+        true => format!("{:.2} ×", s.median),
+        false => format!("{:.2} × ({:.2} – {:.2})", s.median, s.min, s.max),
     }
 }
 
