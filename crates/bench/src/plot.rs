@@ -140,7 +140,11 @@ impl Chart {
             true => log_ticks(left, right),
             false => (linear_ticks(right), 0.0, right.max(f64::MIN_POSITIVE)),
         };
-        let top = nice(top);
+        let rows = linear_ticks(top);
+        // A step more where the highest point is above the last tick.
+        let step = rows.get(1).copied().unwrap_or(1.0);
+        let top = (top / step).ceil().max(1.0) * step;
+        let rows = (0..=(top / step).round() as usize).map(|i| i as f64 * step);
         let scale = |v: f64| if self.log_x { v.log10() } else { v };
         let x = |v: f64| {
             let share = (scale(v) - scale(left)) / (scale(right) - scale(left));
@@ -159,8 +163,7 @@ impl Chart {
             SIZE.1,
             title = escape(&self.title),
         );
-        for i in 0..=4 {
-            let value = top * f64::from(i) / 4.0;
+        for value in rows {
             let _ = write!(
                 svg,
                 "<path d=\"M{} {y:.1}H{}\" style=\"stroke:var(--grid,#dde3df)\"/>\n\
@@ -177,10 +180,16 @@ impl Chart {
             let _ = write!(
                 svg,
                 "<path d=\"M{x:.1} {}V{}\" style=\"stroke:var(--grid,#dde3df)\"/>\n\
-                 <text x=\"{x:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n",
+                 <text x=\"{x:.1}\" y=\"{}\" text-anchor=\"{}\">{}</text>\n",
                 FRAME[2],
                 FRAME[3],
                 FRAME[3] + 18.0,
+                // What stands at the edge stays within it.
+                if x(value) > FRAME[1] - 16.0 {
+                    "end"
+                } else {
+                    "middle"
+                },
                 number(value),
                 x = x(value),
             );
@@ -253,26 +262,27 @@ impl Chart {
 }
 
 /// Ticks at 1, 2 and 5 times powers of ten, or at the powers alone where there are many, and
-/// the range that holds both ends.
+/// the range around both ends.
 fn log_ticks(low: f64, high: f64) -> (Vec<f64>, f64, f64) {
-    let (low, high) = (low.max(1e-9), high.clamp(1e-9, 1e12));
-    let first = low.log10().floor() as i32;
-    let last = high.log10().ceil() as i32;
-    let steps: &[f64] = match last - first {
-        ..=3 => &[1.0, 2.0, 5.0],
-        _ => &[1.0],
-    };
-    let values = (first..=last).flat_map(|e| steps.iter().map(move |s| s * 10f64.powi(e)));
-    let values: Vec<f64> = values.collect();
-    let below = values
+    let (low, high) = (low.clamp(1e-9, 1e12), high.clamp(1e-9, 1e12));
+    let (first, last) = (low.log10().floor() as i32, high.log10().ceil() as i32);
+    let power = |e: i32| 10f64.powi(e);
+    let steps = (first..=last + 1).flat_map(|e| [1.0, 2.0, 5.0].map(|s| s * power(e)));
+    let steps: Vec<f64> = steps.collect();
+    // A hair of room for rounding.
+    let below = steps.iter().copied().filter(|v| *v <= low * 1.000_001);
+    let left = below.fold(power(first), f64::max);
+    let above = steps
         .iter()
-        .rposition(|v| *v <= low * 1.000_001)
-        .unwrap_or(0);
-    let above = values.iter().position(|v| *v >= high * 0.999_999);
-    let above = above.unwrap_or(values.len() - 1).max(below + 1);
-    let above = above.min(values.len() - 1);
-    let ticks = values[below..=above].to_vec();
-    (ticks, values[below], values[above])
+        .copied()
+        .filter(|v| *v >= high * 0.999_999 && *v > left);
+    let right = above.fold(power(last + 2), f64::min);
+    let within = |v: &f64| (left..=right).contains(v);
+    let ticks = match right / left <= 1000.0 {
+        true => steps.into_iter().filter(within).collect(),
+        false => (first..=last).map(power).filter(within).collect(),
+    };
+    (ticks, left, right)
 }
 
 /// About five ticks from 0.
