@@ -1,7 +1,8 @@
-//! Measurement: how well a model predicts a text, and how fast it runs.
+//! Measurement: how well a model predicts a text, how fast it runs, and how a server bears load.
 #![deny(missing_docs)]
 
 mod costs;
+pub mod load;
 mod peer;
 mod perplexity;
 mod plot;
@@ -10,5 +11,5 @@ mod speed;
 pub use costs::measure_costs;
 pub use peer::{PeerError, PeerFigure, read_peer};
 pub use perplexity::{Count, Perplexity, PerplexityError, PerplexityOptions, perplexity, score};
-pub use plot::{line_plot, sparkline};
+pub use plot::{Chart, Line, line_plot, sparkline};
 pub use speed::{Spread, Task, time};

@@ -2,6 +2,7 @@
 
 mod chat;
 mod costs;
+mod serve;
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -36,6 +37,8 @@ enum What {
     Chat(Box<chat::ChatArgs>),
     /// What steps of a model cost, for planning and simulation
     Costs(Box<costs::CostsArgs>),
+    /// Load on servers of the OpenAI API, and how they bear it
+    Serve(Box<serve::ServeArgs>),
 }
 
 const ABOUT_MODEL: &str = "\
@@ -133,6 +136,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         What::Model(args) => model(&args),
         What::Chat(args) => chat::run(&args),
         What::Costs(args) => costs::run(&args),
+        What::Serve(args) => serve::run(&args),
     }
 }
 

@@ -262,7 +262,7 @@ fn greeting(running: &[Running], address: SocketAddr, keyed: bool) -> String {
 }
 
 /// SIGINT or SIGTERM.
-async fn signal() {
+pub(crate) async fn signal() {
     let interrupt = tokio::signal::ctrl_c();
     #[cfg(unix)]
     {

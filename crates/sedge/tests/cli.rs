@@ -336,6 +336,99 @@ fn a_bench_of_conversations_counts_every_turn() {
 }
 
 #[test]
+#[cfg(unix)]
+fn a_load_is_put_on_servers_in_turn() {
+    let folder = tempfile::tempdir().unwrap();
+    let page = folder.path().join("load.html");
+    let free = || {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap().port()
+    };
+    let server = |name: &str, port: u16, more: &str| {
+        let sedge = env!("CARGO_BIN_EXE_sedge");
+        format!("{name}=http://127.0.0.1:{port} '{sedge}' serve --port {port} {more}")
+    };
+    let (first, second) = (
+        server("alone", free(), "--max-running 1"),
+        server("many", free(), ""),
+    );
+    let load = [
+        "bench", "serve", "--rate", "40", "--prompt", "4-16", "--output", "2-6", "--json",
+    ];
+    let turns = [
+        "--requests",
+        "6",
+        "--seeds",
+        "1",
+        "--turns",
+        "2",
+        "--think",
+        "1ms",
+        "--tenants",
+        "2",
+        "--api",
+        "chat",
+        "--server",
+        &first,
+        "--server",
+        &second,
+        "--report",
+        page.to_str().unwrap(),
+    ];
+    let report: Value = serde_json::from_str(&text(run(&[&load[..], &turns].concat()))).unwrap();
+    for (i, name) in ["alone", "many"].into_iter().enumerate() {
+        let server = &report["servers"][i];
+        assert_eq!(server["name"], name, "{report:#}");
+        let run = &server["runs"][0];
+        assert_eq!(run["figures"]["done"], 6.0, "{report:#}");
+        assert_eq!(run["missing"], 0);
+        assert!(run["prompt_tokens"].as_u64().unwrap() > 24);
+        assert!(server["figures"]["ttft_p50"]["median"].as_f64().unwrap() > 0.0);
+        assert_eq!(run["tenants"][1]["tenant"], "tenant-1");
+    }
+    // Each server had the same requests.
+    assert_eq!(report["servers"][1]["over_first"]["done"]["median"], 1.0);
+    let page = std::fs::read_to_string(page).unwrap();
+    assert!(page.starts_with("<!doctype html>") && page.contains("<svg"));
+    assert!(page.contains("Requests that run"), "there are metrics");
+
+    // A server that runs already, single requests of token ids, and a search of the capacity.
+    let serving = Serving::start(&["serve", "--port", "0"]);
+    let url = format!("http://{}", serving.address);
+    let args = [
+        "--requests",
+        "2",
+        "--find-rate",
+        "20,40",
+        "--ttft-slo",
+        "60s",
+        "--tbt-slo",
+        "60s",
+    ];
+    let found = run(&[&load[..], &args, &["--url", &url]].concat());
+    let found: Value = serde_json::from_str(&text(found)).unwrap();
+    let server = &found["servers"][0];
+    assert_eq!(server["probes"].as_array().unwrap().len(), 6);
+    assert!(server["capacity_per_second"]["median"].as_f64().unwrap() > 39.0);
+    let first = &server["probes"][0]["run"];
+    assert_eq!(first["figures"]["done"], 2.0, "{found:#}");
+
+    drop(serving);
+    let said = complaint(run(&["bench", "serve", "--url", &url]), 1);
+    assert!(said.contains(&url) && said.contains("  try: "), "{said}");
+    let trace = file(
+        &folder,
+        "trace.csv",
+        b"TIMESTAMP,ContextTokens,GeneratedTokens\nXXX,1\n",
+    );
+    let said = complaint(run(&["bench", "serve", "--trace", &trace]), 1);
+    assert!(
+        said.contains("trace.csv") && said.contains("line 2"),
+        "{said}"
+    );
+}
+
+#[test]
 fn packed_weights_are_kept_for_the_next_start() {
     let dir = tempfile::tempdir().unwrap();
     let cache = dir.path().join("packed");

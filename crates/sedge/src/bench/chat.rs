@@ -385,16 +385,6 @@ mod tests {
     }
 
     #[test]
-    fn times_have_units() {
-        assert_eq!(crate::time::parse("90").unwrap().as_secs(), 90);
-        assert_eq!(crate::time::parse("1.5m").unwrap().as_secs(), 90);
-        assert_eq!(crate::time::parse("1h").unwrap().as_secs(), 3600);
-        for wrong in ["", "m", "-1s", "x", "inf"] {
-            assert!(crate::time::parse(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
     fn a_run_that_slows_down_shows_it() {
         let turn = |at: f64, rest: f64| Turn {
             conversation: 0,
