@@ -20,7 +20,7 @@ mod workload;
 pub use capacity::Bisection;
 pub use client::{Api, ClientError, Target};
 pub use compare::{Figure, Summary, Trial, Unit, summarize};
-pub use figures::{Figures, Outcome, Quantiles, Record, Slo, TenantFigures, gaps};
+pub use figures::{Figures, Outcome, Quantiles, Record, Slo, TenantFigures};
 pub use metrics::Sample;
 pub use play::{Progress, Run, play};
 pub use report::{Page, Table, charts};

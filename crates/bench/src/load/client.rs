@@ -254,6 +254,8 @@ pub(crate) struct Answer {
     /// When each piece of text came.
     pub(crate) chunks: Vec<Instant>,
     pub(crate) end: End,
+    /// When the server said that the answer is whole.
+    pub(crate) ended: Option<Instant>,
     pub(crate) prompt_tokens: Option<usize>,
     pub(crate) cached_tokens: Option<usize>,
     pub(crate) output_tokens: Option<usize>,
@@ -275,7 +277,7 @@ impl Answer {
     fn take(&mut self, data: &str, now: Instant) {
         if data == "[DONE]" {
             if self.end == End::Open {
-                self.end = End::Done;
+                (self.end, self.ended) = (End::Done, Some(now));
             }
             return;
         }
@@ -305,7 +307,9 @@ impl Answer {
         if usage.is_object() {
             self.prompt_tokens = number(&usage["prompt_tokens"]);
             self.output_tokens = number(&usage["completion_tokens"]);
-            self.cached_tokens = number(&usage["prompt_tokens_details"]["cached_tokens"]);
+            let cached = number(&usage["prompt_tokens_details"]["cached_tokens"]);
+            // Where usage does not say, llama-server's timings do.
+            self.cached_tokens = cached.or_else(|| number(&event["timings"]["cache_n"]));
         }
     }
 }

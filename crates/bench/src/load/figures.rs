@@ -148,6 +148,8 @@ pub struct Figures {
     pub done: usize,
     /// Those that were refused (429).
     pub refused: usize,
+    /// Seconds after which those refused may come again, where the server says so.
+    pub retry_after: Option<Quantiles>,
     /// Those that failed otherwise.
     pub failed: usize,
     /// The first failure.
@@ -179,7 +181,7 @@ pub struct Figures {
 }
 
 /// All times between pieces of text.
-pub fn gaps(records: &[Record]) -> Vec<f64> {
+fn gaps(records: &[Record]) -> Vec<f64> {
     records
         .iter()
         .filter(|r| r.done())
@@ -213,6 +215,7 @@ impl Figures {
             requests: records.len(),
             done: done().count(),
             refused: records.iter().filter(refused).count(),
+            retry_after: Quantiles::of(records.iter().filter_map(retry_after).collect()),
             failed: records.iter().filter_map(why).count(),
             failure: records.iter().find_map(why),
             seconds: start
@@ -256,6 +259,13 @@ impl Figures {
         let gaps = self.tbt.is_none() || within(self.tbt.map(|q| q.p99), slo.tbt);
         gaps && within(self.ttft.map(|q| q.p50), slo.ttft)
             && (self.refused + self.failed) * 100 <= self.requests
+    }
+}
+
+fn retry_after(record: &Record) -> Option<f64> {
+    match record.outcome {
+        Outcome::Refused { retry_after } => retry_after,
+        _ => None,
     }
 }
 
@@ -351,6 +361,7 @@ mod tests {
         let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-9, "{a} is not {b}");
         assert_eq!((f.requests, f.done, f.refused, f.failed), (6, 4, 1, 1));
         assert_eq!(f.failure.as_deref(), Some("x"));
+        near(f.retry_after.unwrap().p50, 1.0);
         near(f.seconds, 2.0);
         let ttft = f.ttft.unwrap(); // 100, 100, 300, 1000
         near(ttft.p50, 0.1);

@@ -137,7 +137,7 @@ async fn converse(
         let answer = target
             .ask(planned.tenant, &prompt, planned.output_tokens)
             .await;
-        before = Instant::now();
+        before = answer.ended.unwrap_or_else(Instant::now);
         let went_well = answer.end == End::Done;
         match &mut prompt {
             Prompt::Ids(_) => {}

@@ -73,7 +73,7 @@ impl Page {
         }
         html.push_str("</dl>\n<div class=\"charts\">\n");
         for chart in &self.charts {
-            let _ = write!(html, "<div>{}</div>\n", chart.svg());
+            let _ = writeln!(html, "<div>{}</div>", chart.svg());
         }
         html.push_str("</div>\n");
         for table in &self.tables {

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use sedge_bench::load::{
-    Api, Arrivals, Bisection, ClientError, Figures, Length, Lengths, Page, Progress, ServerSpec,
-    Slo, Summary, Table, Target, TenantFigures, Trace, Trial, Unit, Workload, WorkloadSpec, charts,
-    play, summarize,
+    Api, Arrivals, Bisection, ClientError, Figures, Length, Lengths, Page, Progress, ServerError,
+    ServerSpec, Slo, Summary, Table, Target, TenantFigures, Trace, Trial, Unit, Workload,
+    WorkloadSpec, charts, play, summarize,
 };
 use sedge_bench::{Chart, Line, Spread};
 use serde_json::{Map, Value, json};
@@ -278,6 +278,14 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
     .map(|text| ServerSpec::parse(text, &args.url))
     .collect::<Result<_, _>>()
     .map_err(|e| Failure::misused(e, "--server A=http://127.0.0.1:8080"))?;
+    if let Some(path) = &args.report {
+        // Before the work: that it cannot be written is better known now.
+        let file = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(path);
+        file.map_err(|e| Failure::file(path, &e))?;
+    }
     // One thread: what the generator takes is not the server's.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -350,8 +358,11 @@ impl Bench<'_> {
         let spec = &self.servers[server];
         let launched = tokio::select! {
             launched = spec.launch() => launched.map_err(|e| {
-                Failure::new(e).hint(format_args!("the command by itself: {}",
-                    spec.command.as_deref().unwrap_or("")))
+                let way_out = match e {
+                    ServerError::Taken { .. } => "to stop it, or NAME='URL COMMAND' with another port",
+                    _ => "the command by itself; it must serve at the address that is asked",
+                };
+                Failure::new(e).hint(way_out)
             })?,
             () = self.stopped() => return Err(Failure::Interrupted),
         };
@@ -426,11 +437,12 @@ impl Bench<'_> {
         let mut trials: Vec<Trial> = Vec::new();
         let (seeds, count) = (self.seeds(), self.servers.len());
         let runs = (seeds.end - seeds.start) * count as u64;
-        let mut stopped = false;
+        let (mut stopped, mut failed) = (false, None);
         'all: for seed in seeds {
             let workload = self.spec.build(seed).map_err(Failure::new)?;
             for (server, spec) in self.servers.iter().enumerate() {
                 let before = trials.len() as u64;
+                line.show(before, runs, &format!("starting {}", spec.name));
                 let note = |p: Progress| {
                     let planned = p.planned as u64;
                     let done = before * planned + p.ended as u64;
@@ -443,9 +455,11 @@ impl Bench<'_> {
                         trials.push(trial);
                     }
                     Err(Failure::Interrupted) if !trials.is_empty() => stopped = true,
+                    // What was measured is shown first.
+                    Err(failure) if !trials.is_empty() => failed = Some(failure),
                     Err(failure) => return Err(failure),
                 }
-                if stopped {
+                if stopped || failed.is_some() {
                     break 'all;
                 }
             }
@@ -463,12 +477,13 @@ impl Bench<'_> {
                 rows: self.tenant_rows(&trials),
             });
         }
-        self.report(tables, charts(&self.names(), &trials, self.slo()))?;
         let text = match self.args.json {
             true => format!("{:#}\n", self.as_json(&trials, &summaries, stopped)),
             false => self.as_text(&trials, &summaries),
         };
-        Ok(output::print(&text)?)
+        output::print(&text)?;
+        self.report(tables, charts(&self.names(), &trials, self.slo()))?;
+        failed.map_or_else(|| answered(&trials), Err)
     }
 
     fn warn(&self, trials: &[Trial], stopped: bool) {
@@ -489,6 +504,16 @@ impl Bench<'_> {
             if let Some(why) = runs.find_map(|t| t.figures.failure.as_deref()) {
                 output::note(format_args!(
                     "sedge: a request to {} failed: {why}",
+                    spec.name
+                ));
+            }
+            let whole = trials
+                .iter()
+                .filter(|t| t.server == server && !t.run.stopped);
+            let missing: usize = whole.map(|t| t.run.missing).sum();
+            if missing > 0 {
+                output::note(format_args!(
+                    "sedge: {missing} turns were not asked of {}: one before was refused or failed",
                     spec.name
                 ));
             }
@@ -578,12 +603,21 @@ impl Bench<'_> {
                     .collect(),
             },
         ];
-        self.report(tables, self.rate_charts(&probes))?;
         let text = match self.args.json {
             true => format!("{:#}\n", self.rates_as_json(&probes, &capacities, stopped)),
             false => format!("\n{}", table(&self.rate_rows(&capacities))),
         };
-        Ok(output::print(&text)?)
+        output::print(&text)?;
+        self.report(tables, self.rate_charts(&probes))?;
+        answered(&trials)
+    }
+}
+
+/// Fails if there is nothing to judge by.
+fn answered(trials: &[Trial]) -> Result<(), Failure> {
+    match trials.iter().any(|t| t.figures.done > 0) {
+        true => Ok(()),
+        false => Err(Failure::new("no request was answered")),
     }
 }
 
@@ -690,7 +724,7 @@ impl Bench<'_> {
             let how = s
                 .command
                 .as_ref()
-                .map_or_else(String::new, |c| format!(" by {c}"));
+                .map_or_else(String::new, |c| format!(", started by {c}"));
             (s.name.clone(), format!("{}{how}", s.url))
         }));
         let page = Page {
@@ -1039,6 +1073,7 @@ fn trial_json(trial: &Trial) -> Value {
         "prompt_tokens": f.prompt_tokens,
         "output_tokens": f.output_tokens,
         "failure": f.failure,
+        "retry_after_p50": f.retry_after.map(|q| q.p50),
         "figures": figures,
         "tenants": f.tenants.iter().map(|t| json!({
             "tenant": format!("tenant-{}", t.tenant),
