@@ -8,6 +8,7 @@ use futures_util::stream::{SelectAll, Stream, StreamExt, unfold};
 use sedge_engine::{Event, FinishReason, Request};
 
 use crate::app::App;
+use crate::asker::Asker;
 use crate::error::{ApiError, Origin};
 use crate::openai::response::Usage;
 use crate::server::ServedModel;
@@ -18,6 +19,7 @@ type Events = Pin<Box<dyn Stream<Item = (usize, Event)> + Send>>;
 pub(crate) struct Answers {
     app: Arc<App>,
     model: usize,
+    tenant: Arc<str>,
     events: SelectAll<Events>,
     /// When each answer's last token came.
     last: Vec<Option<Instant>>,
@@ -41,12 +43,14 @@ impl Answers {
         app: Arc<App>,
         model: usize,
         requests: Vec<Request>,
+        asker: &Asker,
         origin: Origin,
     ) -> Result<Answers, ApiError> {
         let last = vec![None; requests.len()];
         let engine = &app.models[model].engine;
         let mut events = SelectAll::new();
-        for (choice, request) in requests.into_iter().enumerate() {
+        for (choice, mut request) in requests.into_iter().enumerate() {
+            asker.sign(&mut request);
             // An error drops, and thereby cancels, those already submitted.
             let output = engine
                 .submit(request)
@@ -57,6 +61,7 @@ impl Answers {
             events.push(stream);
         }
         Ok(Answers {
+            tenant: asker.tenant.clone(),
             app,
             model,
             events,
@@ -74,7 +79,7 @@ impl Answers {
                     self.app.metrics.gap(self.model, now - last);
                 }
             }
-            Event::Finished(finish) => self.app.metrics.finished(self.model, finish),
+            Event::Finished(finish) => self.app.metrics.finished(self.model, &self.tenant, finish),
             Event::Prompt(_) | Event::Embedding(_) => {}
         }
         Some((choice, event))
@@ -86,9 +91,7 @@ impl Answers {
             FinishReason::Stop => Ok("stop"),
             FinishReason::Length => Ok("length"),
             FinishReason::Error(_) if self.app.draining() => Err(ApiError::Draining),
-            FinishReason::Deadline => Err(ApiError::Internal(
-                "the request's deadline passed first".into(),
-            )),
+            FinishReason::Deadline => Err(ApiError::Deadline),
             FinishReason::Error(why) => Err(ApiError::Internal(why)),
         }
     }

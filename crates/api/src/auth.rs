@@ -11,6 +11,7 @@ use axum::response::Response;
 
 use crate::app::App;
 use crate::error::ApiError;
+use crate::server::ApiKey;
 
 /// Lets requests through that carry one of the keys; all when there are none.
 pub(crate) async fn require_key(
@@ -18,18 +19,24 @@ pub(crate) async fn require_key(
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    let keys = &app.config.api_keys;
-    if !keys.is_empty() {
-        let key = bearer(request.headers()).ok_or(ApiError::KeyMissing)?;
-        // No early exit: the time must not tell which key was nearly right.
-        let known = keys.iter().fold(false, |known, candidate| {
-            known | same(candidate.as_bytes(), key.as_bytes())
-        });
-        if !known {
-            return Err(ApiError::KeyWrong);
-        }
+    if !app.config.api_keys.is_empty() {
+        bearer(request.headers()).ok_or(ApiError::KeyMissing)?;
+        key(&app, request.headers()).ok_or(ApiError::KeyWrong)?;
     }
     Ok(next.run(request).await)
+}
+
+/// The key that a request carries, if it is one of the server's.
+pub(crate) fn key<'a>(app: &'a App, headers: &HeaderMap) -> Option<&'a ApiKey> {
+    let given = bearer(headers)?;
+    let keys = app.config.api_keys.iter();
+    // No early exit: the time must not tell which key was nearly right.
+    keys.fold(None, |found, key| {
+        match same(key.secret.as_bytes(), given.as_bytes()) {
+            true => Some(key),
+            false => found,
+        }
+    })
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {

@@ -12,6 +12,7 @@ use sedge_formats::tokenizer::Tokenizer;
 
 use crate::answers::{Answers, must_queue};
 use crate::app::{App, aside};
+use crate::asker::Asker;
 use crate::error::{ApiError, Origin};
 use crate::openai::chat::ChatRequest;
 use crate::openai::response::{
@@ -31,12 +32,13 @@ pub(crate) async fn create(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Response, ApiError> {
+    let asker = Asker::of(&request);
     let mut fields = body::json(&app, request).await?;
     let (model, served) = app.requested_model(&mut fields)?;
     served.must_generate()?;
     let request = ChatRequest::read(fields, &served.defaults)?;
     let (stream, include_usage) = (request.options.stream, request.options.include_usage);
-    let chat = aside(move || Chat::start(app, model, request)).await?;
+    let chat = aside(move || Chat::start(app, model, request, &asker)).await?;
     if stream {
         let stream = ChatStream::new(chat, include_usage);
         Ok(sse::respond(unfold(stream, |mut stream| async move {
@@ -57,7 +59,12 @@ struct Chat {
 }
 
 impl Chat {
-    fn start(app: Arc<App>, model: usize, mut request: ChatRequest) -> Result<Chat, ApiError> {
+    fn start(
+        app: Arc<App>,
+        model: usize,
+        mut request: ChatRequest,
+        asker: &Asker,
+    ) -> Result<Chat, ApiError> {
         let served = &app.models[model];
         let n = request.options.n;
         must_queue(served, n, "n")?;
@@ -88,7 +95,7 @@ impl Chat {
             system_fingerprint: FINGERPRINT,
         };
         let tokenizer = served.tokenizer.clone();
-        let answers = Answers::submit(app, model, requests, origin)?;
+        let answers = Answers::submit(app, model, requests, asker, origin)?;
         let tools: Arc<[Tool]> = std::mem::take(&mut request.tools).into();
         let choices = (0..n).map(|_| Choice::new(&request, &tools)).collect();
         Ok(Chat {

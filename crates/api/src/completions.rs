@@ -12,6 +12,7 @@ use sedge_formats::tokenizer::Tokenizer;
 
 use crate::answers::{Answers, must_queue};
 use crate::app::{App, aside};
+use crate::asker::Asker;
 use crate::chat::FINGERPRINT;
 use crate::error::{ApiError, Origin};
 use crate::openai::completions::{CompletionRequest, Prompt};
@@ -23,12 +24,13 @@ pub(crate) async fn create(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Response, ApiError> {
+    let asker = Asker::of(&request);
     let mut fields = body::json(&app, request).await?;
     let (model, served) = app.requested_model(&mut fields)?;
     served.must_generate()?;
     let request = CompletionRequest::read(fields, &served.defaults)?;
     let (stream, include_usage) = (request.options.stream, request.options.include_usage);
-    let completion = aside(move || Completion::start(app, model, &request)).await?;
+    let completion = aside(move || Completion::start(app, model, &request, &asker)).await?;
     if stream {
         let stream = CompletionStream {
             completion,
@@ -79,6 +81,7 @@ impl Completion {
         app: Arc<App>,
         model: usize,
         request: &CompletionRequest,
+        asker: &Asker,
     ) -> Result<Completion, ApiError> {
         let served = &app.models[model];
         let tokenizer = served.tokenizer.clone();
@@ -122,7 +125,7 @@ impl Completion {
             model: served.name.clone(),
             system_fingerprint: FINGERPRINT,
         };
-        let answers = Answers::submit(app, model, requests, origin)?;
+        let answers = Answers::submit(app, model, requests, asker, origin)?;
         Ok(Completion {
             answers,
             choices,

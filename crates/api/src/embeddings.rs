@@ -11,9 +11,11 @@ use sedge_engine::{Event, FinishReason, Goal, Output, SubmitError};
 use serde::Serialize;
 
 use crate::app::{App, aside};
+use crate::asker::Asker;
 use crate::body;
 use crate::error::{ApiError, Origin};
 use crate::openai::embeddings::{EmbeddingRequest, Encoding};
+use crate::openai::urgency::Urgency;
 use crate::prompt;
 
 /// Inputs of one request that wait in the engine at once, so that a large request leaves room.
@@ -53,6 +55,7 @@ pub(crate) async fn create(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Response, ApiError> {
+    let asker = Asker::of(&request);
     let mut fields = body::json(&app, request).await?;
     let (model, served) = app.requested_model(&mut fields)?;
     let request = EmbeddingRequest::read(fields)?;
@@ -65,7 +68,7 @@ pub(crate) async fn create(
             .collect())
     })
     .await?;
-    let (vectors, tokens) = embed(&app, model, prompts).await?;
+    let (vectors, tokens) = embed(&app, model, prompts, &asker, request.urgency).await?;
     let data = vectors.into_iter().enumerate().map(|(index, vector)| {
         let vector = normalised(vector, request.dimensions)?;
         let embedding = match request.encoding {
@@ -103,6 +106,8 @@ async fn embed(
     app: &App,
     model: usize,
     prompts: Vec<Vec<u32>>,
+    asker: &Asker,
+    urgency: Urgency,
 ) -> Result<(Vec<Vec<f32>>, usize), ApiError> {
     let engine = &app.models[model].engine;
     let origin = Origin {
@@ -117,13 +122,16 @@ async fn embed(
         while running.len() < AT_ONCE
             && let Some((index, prompt)) = waiting.peek()
         {
-            let request = sedge_engine::Request {
+            let mut request = sedge_engine::Request {
                 goal: Goal::Embed,
                 prompt: prompt.clone(),
+                priority: urgency.priority,
+                deadline: urgency.deadline,
                 ..Default::default()
             };
+            asker.sign(&mut request);
             match engine.submit(request) {
-                Ok(output) => running.push(one(app, model, *index, output)),
+                Ok(output) => running.push(one(app, model, &asker.tenant, *index, output)),
                 // A place comes free when one of our own ends.
                 Err(SubmitError::Busy { .. }) if !running.is_empty() => break,
                 Err(error) => return Err(ApiError::submit(error, origin)),
@@ -145,6 +153,7 @@ async fn embed(
 async fn one(
     app: &App,
     model: usize,
+    tenant: &str,
     index: usize,
     mut output: Output,
 ) -> Result<(usize, Vec<f32>, usize), ApiError> {
@@ -153,11 +162,9 @@ async fn one(
         match event {
             Event::Embedding(values) => vector = values,
             Event::Finished(finish) => {
-                app.metrics.finished(model, &finish);
+                app.metrics.finished(model, tenant, &finish);
                 return match finish.reason {
-                    FinishReason::Deadline => Err(ApiError::Internal(
-                        "the request's deadline passed first".into(),
-                    )),
+                    FinishReason::Deadline => Err(ApiError::Deadline),
                     FinishReason::Error(_) if app.draining() => Err(ApiError::Draining),
                     FinishReason::Error(why) => Err(ApiError::Internal(why)),
                     FinishReason::Stop | FinishReason::Length => {

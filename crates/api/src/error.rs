@@ -48,6 +48,8 @@ pub(crate) enum ApiError {
     Host(String),
     #[error("{message}")]
     Busy { message: String, seconds: u64 },
+    #[error("The request's 'timeout' passed before its answer was complete.")]
+    Deadline,
     #[error("The server is shutting down.")]
     Draining,
     #[error("The server failed: {0}")]
@@ -159,6 +161,11 @@ impl ApiError {
                 StatusCode::TOO_MANY_REQUESTS,
                 "rate_limit_error",
                 Some("queue_full"),
+            ),
+            ApiError::Deadline => (
+                StatusCode::GATEWAY_TIMEOUT,
+                "timeout_error",
+                Some("deadline_exceeded"),
             ),
             ApiError::Draining => (
                 StatusCode::SERVICE_UNAVAILABLE,

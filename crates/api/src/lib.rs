@@ -8,6 +8,7 @@
 
 mod answers;
 mod app;
+mod asker;
 mod auth;
 mod body;
 mod chat;
@@ -16,11 +17,13 @@ mod connection;
 mod embeddings;
 mod error;
 mod ids;
+mod live;
 mod logprobs;
 mod metrics;
 mod models;
 mod openai;
 mod prompt;
+mod recent;
 mod routes;
 mod seats;
 mod server;
@@ -29,4 +32,4 @@ mod stall;
 mod tools;
 mod web;
 
-pub use server::{ServeError, ServedModel, Server, ServerConfig};
+pub use server::{ApiKey, ServeError, ServedModel, Server, ServerConfig};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::State;
 use axum::http::header;
@@ -13,6 +13,7 @@ use sedge_engine::{EngineStats, Finish};
 
 use crate::app::App;
 use crate::ids;
+use crate::recent::{Percentiles, Recent};
 
 /// Upper bounds in seconds: from a fast token to a long answer.
 const SECONDS: [f64; 18] = [
@@ -29,6 +30,20 @@ pub(crate) struct Metrics {
     pub(crate) connections: AtomicU64,
     models: Vec<ModelMetrics>,
     responses: Mutex<BTreeMap<(String, u16), u64>>,
+    tenants: Mutex<BTreeMap<String, TenantMetrics>>,
+}
+
+/// Tenants with counters of their own; those after them share one.
+const TENANTS: usize = 100;
+const OTHERS: &str = "other";
+
+/// What one tenant got.
+#[derive(Debug, Default)]
+struct TenantMetrics {
+    finished: u64,
+    prompt_tokens: u64,
+    completion_tokens: u64,
+    first_token: Histogram,
 }
 
 /// What one model did.
@@ -43,6 +58,8 @@ struct ModelMetrics {
     gap: Histogram,
     per_token: Histogram,
     duration: Histogram,
+    recent_first_token: Recent,
+    recent_gap: Recent,
 }
 
 impl Metrics {
@@ -60,6 +77,7 @@ impl Metrics {
             connections: AtomicU64::new(0),
             models,
             responses: Mutex::default(),
+            tenants: Mutex::default(),
         }
     }
 
@@ -79,11 +97,13 @@ impl Metrics {
     pub(crate) fn gap(&self, model: usize, gap: Duration) {
         if let Some(model) = self.models.get(model) {
             model.gap.record(gap);
+            model.recent_gap.note(Instant::now(), gap);
         }
     }
 
     /// An answer or an embedding has ended.
-    pub(crate) fn finished(&self, model: usize, finish: &Finish) {
+    pub(crate) fn finished(&self, model: usize, tenant: &str, finish: &Finish) {
+        self.finished_of(tenant, finish);
         let Some(model) = self.models.get(model) else {
             return;
         };
@@ -100,9 +120,73 @@ impl Metrics {
         model.queued.record(timings.queued);
         model.duration.record(timings.total);
         model.first_token.record(timings.first_token);
+        let now = Instant::now();
+        model.recent_first_token.note(now, timings.first_token);
         if let Some(later) = usage.completion.checked_sub(1).filter(|later| *later > 0) {
             let time = timings.total.saturating_sub(timings.first_token);
             model.per_token.record(time.div_f64(later as f64));
+        }
+    }
+
+    /// Counts an answer for its tenant, if it has a name.
+    fn finished_of(&self, tenant: &str, finish: &Finish) {
+        if tenant.is_empty() {
+            return;
+        }
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = tenants.contains_key(tenant) || tenants.len() < TENANTS;
+        let name = if known { tenant } else { OTHERS };
+        if !tenants.contains_key(name) {
+            tenants.insert(name.to_owned(), TenantMetrics::default());
+        }
+        if let Some(tenant) = tenants.get_mut(name) {
+            tenant.finished += 1;
+            tenant.prompt_tokens += finish.usage.prompt as u64;
+            tenant.completion_tokens += finish.usage.completion as u64;
+            tenant.first_token.record(finish.timings.first_token);
+        }
+    }
+
+    /// Times to the first token and between tokens of the last minutes.
+    pub(crate) fn recent(&self, model: usize, now: Instant) -> [Option<Percentiles>; 2] {
+        match self.models.get(model) {
+            Some(model) => {
+                [&model.recent_first_token, &model.recent_gap].map(|r| r.percentiles(now))
+            }
+            None => [None, None],
+        }
+    }
+
+    fn tenant_text(&self, out: &mut Text) {
+        let tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        type Count = fn(&TenantMetrics) -> u64;
+        let counters: [(&str, &str, Count); 3] = [
+            (
+                "sedge_tenant_requests_finished_total",
+                "Requests of a tenant that ended.",
+                |t| t.finished,
+            ),
+            (
+                "sedge_tenant_prompt_tokens_total",
+                "Prompt tokens of a tenant's ended requests.",
+                |t| t.prompt_tokens,
+            ),
+            (
+                "sedge_tenant_completion_tokens_total",
+                "Generated tokens of a tenant's ended requests.",
+                |t| t.completion_tokens,
+            ),
+        ];
+        for (name, help, count) in counters {
+            out.family(name, "counter", help);
+            for (tenant, metrics) in tenants.iter() {
+                out.sample(name, &[("tenant", tenant)], count(metrics));
+            }
+        }
+        let name = "sedge_tenant_time_to_first_token_seconds";
+        out.family(name, "histogram", "From submission to the first token.");
+        for (tenant, metrics) in tenants.iter() {
+            metrics.first_token.write(name, ("tenant", tenant), out);
         }
     }
 
@@ -143,12 +227,13 @@ impl Metrics {
         }
         self.engine_text(engines, &mut out);
         self.model_text(&mut out);
+        self.tenant_text(&mut out);
         out.0
     }
 
     fn engine_text(&self, engines: &[EngineStats], out: &mut Text) {
         type Value = fn(&EngineStats) -> u64;
-        let families: [(&str, &str, &str, Value); 11] = [
+        let families: [(&str, &str, &str, Value); 18] = [
             (
                 "sedge_requests_waiting",
                 "gauge",
@@ -172,6 +257,48 @@ impl Metrics {
                 "gauge",
                 "Pages of keys and values in use.",
                 |s| s.pages_used as u64,
+            ),
+            (
+                "sedge_kv_pages_cached",
+                "gauge",
+                "Pages that nobody uses and that are kept for later requests.",
+                |s| s.pages_cached as u64,
+            ),
+            (
+                "sedge_kv_pages_host",
+                "gauge",
+                "Pages in the host tier.",
+                |s| s.pages_host as u64,
+            ),
+            (
+                "sedge_prefix_reused_tokens_total",
+                "counter",
+                "Tokens whose keys and values were there when their request was admitted.",
+                |s| s.cache.reused_tokens,
+            ),
+            (
+                "sedge_prefix_asked_tokens_total",
+                "counter",
+                "Tokens of admitted requests, of which those could be reused.",
+                |s| s.cache.asked_tokens,
+            ),
+            (
+                "sedge_swap_out_bytes_total",
+                "counter",
+                "Bytes of keys and values moved to the host tier.",
+                |s| s.cache.bytes_out,
+            ),
+            (
+                "sedge_swap_in_bytes_total",
+                "counter",
+                "Bytes of keys and values moved from the host tier.",
+                |s| s.cache.bytes_in,
+            ),
+            (
+                "sedge_swap_copies_total",
+                "counter",
+                "Blocks that were copied for it.",
+                |s| s.cache.copies,
             ),
             ("sedge_steps_total", "counter", "Batches run.", |s| s.steps),
             (
@@ -279,7 +406,7 @@ impl Metrics {
         for (name, help, histogram) in histograms {
             out.family(name, "histogram", help);
             for model in &self.models {
-                histogram(model).write(name, &model.name, out);
+                histogram(model).write(name, ("model", &model.name), out);
             }
         }
     }
@@ -320,7 +447,7 @@ impl Histogram {
         self.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
     }
 
-    fn write(&self, name: &str, model: &str, out: &mut Text) {
+    fn write(&self, name: &str, whose: (&str, &str), out: &mut Text) {
         // Read first: a count that grows meanwhile must not be below a bucket's.
         let buckets: Vec<u64> = self
             .buckets
@@ -332,19 +459,15 @@ impl Histogram {
             below += count;
             out.sample(
                 &format!("{name}_bucket"),
-                &[("model", model), ("le", &bound.to_string())],
+                &[whose, ("le", &bound.to_string())],
                 below,
             );
         }
         let count = self.count.load(Ordering::Relaxed).max(below);
-        out.sample(
-            &format!("{name}_bucket"),
-            &[("model", model), ("le", "+Inf")],
-            count,
-        );
+        out.sample(&format!("{name}_bucket"), &[whose, ("le", "+Inf")], count);
         let sum = Duration::from_nanos(self.nanoseconds.load(Ordering::Relaxed)).as_secs_f64();
-        out.sample(&format!("{name}_sum"), &[("model", model)], sum);
-        out.sample(&format!("{name}_count"), &[("model", model)], count);
+        out.sample(&format!("{name}_sum"), &[whose], sum);
+        out.sample(&format!("{name}_count"), &[whose], count);
     }
 }
 
@@ -388,6 +511,7 @@ mod tests {
         metrics.responded("/v1/models", 200);
         metrics.finished(
             0,
+            "team",
             &Finish {
                 reason: FinishReason::Stop,
                 text: String::new(),
@@ -417,6 +541,8 @@ mod tests {
             "sedge_time_per_output_token_seconds_bucket{model=\"a\\\"b\",le=\"+Inf\"} 1",
             "sedge_request_duration_seconds_sum{model=\"a\\\"b\"} 0.3",
             "sedge_request_duration_seconds_count{model=\"a\\\"b\"} 1",
+            "sedge_tenant_requests_finished_total{tenant=\"team\"} 1",
+            "sedge_tenant_time_to_first_token_seconds_count{tenant=\"team\"} 1",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }

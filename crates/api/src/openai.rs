@@ -8,3 +8,4 @@ pub(crate) mod fields;
 pub(crate) mod options;
 pub(crate) mod response;
 pub(crate) mod tools;
+pub(crate) mod urgency;

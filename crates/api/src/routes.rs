@@ -12,7 +12,7 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use crate::app::App;
 use crate::error::ApiError;
-use crate::{auth, chat, completions, embeddings, ids, metrics, models, web};
+use crate::{asker, auth, chat, completions, embeddings, ids, live, metrics, models, web};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -25,6 +25,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::show))
         .route("/metrics", get(metrics::show))
+        .route("/live", get(live::show))
+        .layer(from_fn_with_state(app.clone(), asker::identify))
         .layer(from_fn_with_state(app.clone(), auth::require_key));
     Router::new()
         .merge(keyed)

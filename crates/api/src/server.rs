@@ -46,13 +46,35 @@ pub struct ServedModel {
     pub defaults: Sampling,
 }
 
+/// A key that lets requests in.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ApiKey {
+    /// Whose requests they are: the tenant's name. Several keys may share it.
+    pub name: String,
+    /// What the client sends.
+    pub secret: String,
+}
+
+impl std::fmt::Debug for ApiKey {
+    /// Without the secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ApiKey")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
 /// How to listen and what to allow.
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
     /// Address to listen on; port 0 takes a free one.
     pub address: SocketAddr,
     /// Keys that are accepted as bearer tokens; empty lets everyone in.
-    pub api_keys: Vec<String>,
+    pub api_keys: Vec<ApiKey>,
+    /// With keys: a request's `x-sedge-tenant` header says whose it is (for gateways).
+    pub trust_tenant_header: bool,
+    /// With keys: requests may have priorities below 0.
+    pub trust_priority: bool,
     /// Most bytes of a request's body.
     pub max_body: usize,
     /// Most connections at once; further ones wait unserved.

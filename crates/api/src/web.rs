@@ -25,7 +25,7 @@ macro_rules! assets {
 }
 
 /// Every file there is. Nothing else is served, from the folder neither.
-static ASSETS: [Asset; 15] = assets![
+static ASSETS: [Asset; 18] = assets![
     "index.html",
     "api.js",
     "app.js",
@@ -33,6 +33,9 @@ static ASSETS: [Asset; 15] = assets![
     "dom.js",
     "favicon.svg",
     "inline.js",
+    "live.css",
+    "live.html",
+    "live.js",
     "markdown.js",
     "models.js",
     "settings.js",

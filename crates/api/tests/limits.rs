@@ -6,7 +6,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use sedge_api::ServerConfig;
+use sedge_api::{ApiKey, ServerConfig};
 use sedge_engine::EngineConfig;
 use serde_json::{Value, json};
 use support::{CONTEXT, PATIENCE, TestServer, config, exchange, say};
@@ -224,7 +224,12 @@ fn every_response_has_a_request_id() {
 #[test]
 fn keys_are_asked_for_where_work_is_done() {
     let server = with(ServerConfig {
-        api_keys: vec!["first".into(), "second".into()],
+        api_keys: ["first", "second"]
+            .map(|secret| ApiKey {
+                name: format!("{secret}-team"),
+                secret: secret.into(),
+            })
+            .into(),
         ..config()
     });
     for path in ["/v1/models", "/metrics"] {
@@ -305,6 +310,7 @@ fn a_full_queue_says_when_to_come_back() {
         max_running: 1,
         max_waiting: 3,
         token_budget: 64,
+        ..EngineConfig::default()
     };
     let server = TestServer::with(config(), limits);
     server.gate.only(1);

@@ -528,6 +528,7 @@ fn more_inputs_than_the_queue_holds_are_embedded() {
         max_waiting: 3,
         max_running: 2,
         token_budget: 64,
+        ..sedge_engine::EngineConfig::default()
     };
     let server = TestServer::with(support::config(), limits);
     let inputs: Vec<String> = (0..200).map(|i| format!("text {i}")).collect();

@@ -46,6 +46,12 @@ async function request(path, options = {}) {
   throw new ApiError(response.status, detail, Number.isFinite(seconds) ? seconds : null);
 }
 
+/** What an engine does: its steps after number `since`, its requests, its latencies. */
+export async function getLive(model, since) {
+  const response = await request(`../live?model=${model}&since=${since}`);
+  return response.json();
+}
+
 /** The models that are served, with whatever facts the server tells about each. */
 export async function listModels() {
   const response = await request("models");

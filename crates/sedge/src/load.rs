@@ -101,6 +101,11 @@ struct CacheArgs {
 }
 
 impl LoadArgs {
+    /// The time that a token should take at most.
+    pub(crate) fn tbt_slo(&self) -> Option<Duration> {
+        self.tbt_slo
+    }
+
     /// The defaults, but nothing is kept.
     pub(crate) fn without_cache() -> LoadArgs {
         #[derive(clap::Parser)]

@@ -17,6 +17,7 @@ mod run;
 mod sampling;
 mod serve;
 mod show;
+mod sim;
 mod size;
 mod source;
 mod synth;
@@ -63,6 +64,8 @@ enum Command {
     Eval(eval::Args),
     /// Measure how fast a model runs
     Bench(bench::Args),
+    /// Try a plan on simulated machines
+    Sim(sim::Args),
     /// Print a shell's completion script
     Completions(completions::Args),
 }
@@ -88,6 +91,7 @@ fn try_main() -> Result<(), Failure> {
         Some(Command::Synth(args)) => synth::run(args),
         Some(Command::Eval(args)) => eval::run(args),
         Some(Command::Bench(args)) => bench::run(args),
+        Some(Command::Sim(args)) => sim::run(args),
         Some(Command::Completions(args)) => completions::run(args, &mut Cli::command()),
     }
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
-use sedge_api::{ServeError, ServedModel, Server, ServerConfig};
+use sedge_api::{ApiKey, ServeError, ServedModel, Server, ServerConfig};
 
 use crate::failure::Failure;
 use crate::launch::{self, Running};
@@ -46,7 +46,7 @@ pub(crate) struct Args {
     #[arg(long)]
     port: Option<u16>,
 
-    /// Key that requests must carry as a bearer token (repeatable)
+    /// Key that requests must carry as a bearer token, as KEY or TENANT=KEY (repeatable)
     #[arg(
         long = "api-key",
         value_name = "KEY",
@@ -54,6 +54,14 @@ pub(crate) struct Args {
         hide_env_values = true
     )]
     api_keys: Vec<String>,
+
+    /// With keys: believe the x-sedge-tenant header (behind a gateway that sets it)
+    #[arg(long)]
+    trust_tenant_header: bool,
+
+    /// With keys: let requests have priorities below 0, which go before all others
+    #[arg(long)]
+    trust_priority: bool,
 
     /// Origin that browsers may call from besides the server's own; `*` for all (repeatable)
     #[arg(long = "cors-origin", value_name = "ORIGIN")]
@@ -177,7 +185,9 @@ async fn bind(args: &Args, host: IpAddr, running: &[Running]) -> Result<Server, 
 fn server_config(args: &Args, address: SocketAddr) -> ServerConfig {
     ServerConfig {
         address,
-        api_keys: args.api_keys.clone(),
+        api_keys: named_keys(&args.api_keys),
+        trust_tenant_header: args.trust_tenant_header,
+        trust_priority: args.trust_priority,
         max_body: args.max_body.0 as usize,
         max_connections: args.max_connections.get(),
         header_timeout: Duration::from_secs(args.header_timeout),
@@ -185,6 +195,27 @@ fn server_config(args: &Args, address: SocketAddr) -> ServerConfig {
         cors_origins: args.cors_origins.clone(),
         web_folder: args.web_folder.clone(),
     }
+}
+
+/// Keys with their tenants' names: before a `=`, if that reads like a name, or by number.
+fn named_keys(keys: &[String]) -> Vec<ApiKey> {
+    let plain = |name: &str| {
+        let letters = name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+        (1..=64).contains(&name.len()) && letters
+    };
+    let named = |(number, key): (usize, &String)| match key.split_once('=') {
+        Some((name, secret)) if plain(name) && !secret.trim_matches('=').is_empty() => ApiKey {
+            name: name.to_owned(),
+            secret: secret.to_owned(),
+        },
+        _ => ApiKey {
+            name: format!("key-{}", number + 1),
+            secret: key.clone(),
+        },
+    };
+    keys.iter().enumerate().map(named).collect()
 }
 
 fn served(running: &Running) -> ServedModel {
@@ -276,4 +307,27 @@ pub(crate) async fn signal() {
         }
     }
     let _ = interrupt.await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_have_names() {
+        let keys = ["secret", "team=abc", "a b=c", "YWJj==", "==base64=="].map(String::from);
+        let found = named_keys(&keys);
+        let found: Vec<(&str, &str)> = found
+            .iter()
+            .map(|key| (key.name.as_str(), key.secret.as_str()))
+            .collect();
+        let expected = [
+            ("key-1", "secret"),
+            ("team", "abc"),
+            ("key-3", "a b=c"),
+            ("key-4", "YWJj=="),
+            ("key-5", "==base64=="),
+        ];
+        assert_eq!(found, expected);
+    }
 }

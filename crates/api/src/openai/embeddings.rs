@@ -2,6 +2,7 @@
 
 use super::completions::{Prompt, prompts};
 use super::fields::Fields;
+use super::urgency::Urgency;
 use crate::error::ApiError;
 
 /// Most inputs of a request.
@@ -23,6 +24,8 @@ pub(crate) struct EmbeddingRequest {
     pub(crate) inputs: Vec<Prompt>,
     /// How vectors are written.
     pub(crate) encoding: Encoding,
+    /// How soon they are wanted.
+    pub(crate) urgency: Urgency,
     /// Keep this many values.
     pub(crate) dimensions: Option<usize>,
 }
@@ -48,8 +51,10 @@ impl EmbeddingRequest {
             }
         };
         let dimensions = fields.count("dimensions", 1, usize::MAX)?;
+        let urgency = Urgency::take(&mut fields)?;
         fields.end()?;
         Ok(EmbeddingRequest {
+            urgency,
             inputs,
             encoding,
             dimensions,
@@ -77,6 +82,7 @@ mod tests {
         assert_eq!(
             request,
             EmbeddingRequest {
+                urgency: Urgency::default(),
                 inputs,
                 encoding: Encoding::Base64,
                 dimensions: Some(3)

@@ -4,6 +4,7 @@ use sedge_engine::{Request, Sampling};
 use serde_json::Value;
 
 use super::fields::{Fields, numbered, wrong};
+use super::urgency::Urgency;
 use crate::error::ApiError;
 
 /// Most answers to one request.
@@ -28,6 +29,8 @@ pub(crate) struct Options {
     pub(crate) stop_tokens: Vec<u32>,
     /// Go on past the model's end tokens.
     pub(crate) ignore_eos: bool,
+    /// How soon the answer is wanted.
+    pub(crate) urgency: Urgency,
     /// Answers to each prompt.
     pub(crate) n: usize,
     /// Send the answer as it comes.
@@ -46,6 +49,7 @@ impl Options {
             stop,
             stop_tokens,
             ignore_eos: fields.flag("ignore_eos")?,
+            urgency: Urgency::take(fields)?,
             n: fields.count("n", 1, MAX_CHOICES)?.unwrap_or(1),
             stream,
             include_usage: include_usage(fields, stream)?,
@@ -64,6 +68,8 @@ impl Options {
             stop: self.stop.clone(),
             stop_tokens: self.stop_tokens.clone(),
             ignore_eos: self.ignore_eos,
+            priority: self.urgency.priority,
+            deadline: self.urgency.deadline,
             ..Request::default()
         }
     }

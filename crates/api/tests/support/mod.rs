@@ -40,6 +40,8 @@ pub(crate) fn config() -> ServerConfig {
     ServerConfig {
         address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         api_keys: Vec::new(),
+        trust_tenant_header: false,
+        trust_priority: false,
         max_body: 1 << 20,
         max_connections: 64,
         header_timeout: Duration::from_secs(10),

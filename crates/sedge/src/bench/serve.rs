@@ -105,7 +105,7 @@ enum ApiArg {
 /// What is asked, when, and by whom.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Workload")]
-struct WorkloadArgs {
+pub(crate) struct WorkloadArgs {
     /// Requests, those of a flood aside
     #[arg(long, value_name = "N", default_value = "100")]
     requests: usize,
@@ -224,7 +224,7 @@ fn parse_range(text: &str) -> Result<(f64, f64), String> {
 }
 
 impl WorkloadArgs {
-    fn spec(&self) -> Result<WorkloadSpec, Failure> {
+    pub(crate) fn spec(&self) -> Result<WorkloadSpec, Failure> {
         let lengths = match &self.trace {
             Some(path) => {
                 let text = std::fs::read_to_string(path).map_err(|e| Failure::file(path, &e))?;
@@ -959,7 +959,7 @@ fn ratio(spread: Option<Spread>) -> String {
 }
 
 /// Columns as wide as they must be: names to the left, figures to the right.
-fn table(rows: &[Vec<String>]) -> String {
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|r| r.get(column));

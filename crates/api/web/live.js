@@ -1,0 +1,214 @@
+// The live view: asks the server once a second what its engines do, and draws it.
+
+import { getLive, hasKey, setKey } from "./api.js";
+import { $, h } from "./dom.js";
+
+/** Milliseconds of the past that charts show, and between two questions. */
+const WINDOW = 60_000;
+const PAUSE = 1000;
+/** Size of a chart's drawing; it is stretched to its place. */
+const [WIDTH, HEIGHT, LEFT] = [600, 150, 34];
+/** Vertical slices of a chart: steps within one are drawn together. */
+const SLICES = 150;
+
+let steps = [];
+let since = 0;
+let model = 0;
+
+const count = (n) => n >= 10_000 ? `${(n / 1000).toFixed(0)}k` : String(n);
+const ms = (x) => x === undefined || x === null ? "–" : x >= 100 ? x.toFixed(0) : x.toFixed(1);
+
+function svg(tag, attributes, ...children) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
+/** The next of 1, 2 and 5 times a power of ten. */
+function nice(value) {
+  const power = 10 ** Math.floor(Math.log10(Math.max(value, 1)));
+  return [1, 2, 5, 10].map((x) => x * power).find((x) => x >= value);
+}
+
+/** The steps of the window in slices of equal time, each `{ at, steps }`. */
+function slices() {
+  const end = steps.length ? steps.at(-1).at : 0;
+  const slices = Array.from({ length: SLICES }, () => []);
+  for (const step of steps) {
+    const slice = SLICES - 1 - Math.floor((end - step.at) / WINDOW * SLICES);
+    slices[slice]?.push(step);
+  }
+  return slices;
+}
+
+const mean = (steps, of) => steps.length ? steps.reduce((sum, step) => sum + of(step), 0) / steps.length : null;
+const max = (steps, of) => steps.length ? Math.max(...steps.map(of)) : null;
+
+/** A chart of series over the slices: areas on top of each other, or lines. */
+function chart(place, series, { stacked, label }) {
+  const all = slices();
+  const values = series.map(({ of }) => all.map(of));
+  const sums = all.map((_, i) => stacked
+    ? values.reduce((sum, line) => sum + (line[i] ?? 0), 0)
+    : Math.max(0, ...values.map((line) => line[i] ?? 0)));
+  const top = nice(Math.max(...sums));
+  const x = (i) => LEFT + i / SLICES * (WIDTH - LEFT);
+  const y = (value) => HEIGHT - 16 - value / top * (HEIGHT - 28);
+  const drawing = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": label });
+  for (const share of [0, 0.5, 1]) {
+    drawing.append(
+      svg("path", { class: "grid", d: `M${LEFT} ${y(top * share)}H${WIDTH}` }),
+      svg("text", { x: LEFT - 4, y: y(top * share) + 3, "text-anchor": "end" }, count(top * share)),
+    );
+  }
+  for (const [share, text] of [[0, "−60 s"], [0.5, "−30 s"]]) {
+    drawing.append(svg("text", { x: x(share * SLICES), y: HEIGHT - 3 }, text));
+  }
+  const below = all.map(() => 0);
+  series.forEach(({ colour }, n) => {
+    if (stacked) {
+      let d = "";
+      all.forEach((_, i) => {
+        const value = values[n][i];
+        if (!value) return;
+        const base = below[i];
+        below[i] += value;
+        d += `M${x(i).toFixed(1)} ${y(base).toFixed(1)}V${y(below[i]).toFixed(1)}H${x(i + 1).toFixed(1)}V${y(base).toFixed(1)}Z`;
+      });
+      drawing.append(svg("path", { class: `area ${colour}`, d }));
+    } else {
+      let [d, pen] = ["", "M"];
+      values[n].forEach((value, i) => {
+        if (value === null) { pen = "M"; return; }
+        d += `${pen}${x(i + 0.5).toFixed(1)} ${y(value).toFixed(1)}`;
+        pen = "L";
+      });
+      drawing.append(svg("path", { class: `line ${colour}`, d }));
+    }
+  });
+  place.replaceChildren(drawing);
+}
+
+function drawCharts() {
+  chart($("tokens"), [
+    { colour: "c1", of: (s) => mean(s, (step) => step.generated) },
+    { colour: "c2", of: (s) => mean(s, (step) => step.prompt) },
+  ], { stacked: true, label: "Tokens of each step, of answers and of prompts" });
+  chart($("times"), [
+    { colour: "c1", of: (s) => max(s, (step) => step.ms) },
+    { colour: "c3", of: (s) => max(s.filter((step) => step.predicted_ms !== null), (step) => step.predicted_ms) },
+  ], { stacked: false, label: "Milliseconds of each step" });
+  chart($("queue"), [
+    { colour: "c1", of: (s) => max(s, (step) => step.running) },
+    { colour: "c2", of: (s) => max(s, (step) => step.waiting) },
+  ], { stacked: false, label: "Requests that run and that wait" });
+  chart($("pages"), [0, 1, 2, 3].map((tier) => (
+    { colour: `c${tier + 1}`, of: (s) => mean(s, (step) => step.pages[tier]) }
+  )), { stacked: true, label: "Pages of keys and values in each tier" });
+}
+
+function row(cell, values, numbers) {
+  return h("tr", {}, ...values.map((value, i) => h(cell, { class: numbers.has(i) ? "number" : null }, value)));
+}
+
+function drawFacts(view) {
+  const { pages, counts } = view;
+  const recent = steps.filter((step) => step.at > steps.at(-1).at - 5000);
+  const span = recent.length > 1 ? (recent.at(-1).at + recent.at(-1).ms - recent[0].at) / 1000 : 0;
+  const rate = (of) => span ? Math.round(recent.reduce((sum, step) => sum + of(step), 0) / span) : 0;
+  const reused = counts.asked_tokens ? `${(100 * counts.reused_tokens / counts.asked_tokens).toFixed(0)} %` : "–";
+  const facts = [
+    ["running", view.running],
+    ["waiting", view.waiting],
+    ["answers, tokens/s", rate((step) => step.generated)],
+    ["prompts, tokens/s", rate((step) => step.prompt)],
+    ["pages in use", `${Math.round(100 * pages.running / Math.max(pages.all, 1))} %`],
+    ["prefixes reused", reused],
+    ["preempted", count(counts.preempted)],
+    ["refused", count(counts.refused)],
+  ];
+  $("facts").replaceChildren(...facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, String(value)))));
+}
+
+function drawTables(view) {
+  const numbers = new Set([1, 2, 3, 4]);
+  const latency = [["first token, ms", view.latency.ttft_ms], ["between tokens, ms", view.latency.tbt_ms]];
+  $("latency").replaceChildren(
+    row("th", ["", "p50", "p90", "p99", "count"], numbers),
+    ...latency.map(([name, p]) => row("td", [name, ms(p?.p50), ms(p?.p90), ms(p?.p99), String(p?.count ?? 0)], numbers)),
+  );
+  $("none").hidden = view.requests.length > 0;
+  const right = new Set([0, 2, 3, 5]);
+  const requests = view.requests.map((r) => row("td", [
+    String(r.number),
+    r.tenant || "–",
+    String(r.priority),
+    r.seconds.toFixed(1),
+    r.running
+      ? h("span", {}, h("progress", { max: r.prompt, value: Math.min(r.computed, r.prompt), "aria-label": "prompt" }), ` ${Math.min(r.computed, r.prompt)}/${r.prompt}`)
+      : `waits, ${r.prompt}`,
+    String(r.generated),
+  ], right));
+  const head = row("th", ["no.", "tenant", "priority", "age, s", "prompt", "answer"], right);
+  const more = view.unlisted ? [row("td", [`and ${view.unlisted} more`], new Set())] : [];
+  $("requests").replaceChildren(...(requests.length ? [head, ...requests, ...more] : []));
+}
+
+function say(text, bad = false) {
+  $("state").textContent = text;
+  $("state").classList.toggle("bad", bad);
+}
+
+async function look() {
+  const { models, model: view } = await getLive(model, since);
+  $("which").hidden = models.length < 2;
+  if ($("model").options.length !== models.length) {
+    $("model").replaceChildren(...models.map((name, i) => h("option", { value: i }, name)));
+  }
+  // A number that went back is another server's.
+  const first = view.steps.length ? view.steps[0].number : since;
+  if (first < since) { steps = []; since = 0; }
+  steps.push(...view.steps);
+  if (steps.length) {
+    since = steps.at(-1).number;
+    const oldest = steps.at(-1).at - WINDOW;
+    steps = steps.slice(steps.findIndex((step) => step.at >= oldest));
+  }
+  $("ask").hidden = true;
+  $("main").hidden = false;
+  if (steps.length) drawFacts(view);
+  drawCharts();
+  drawTables(view);
+  say(models[model] + (view.running + view.waiting ? "" : " · idle"));
+}
+
+async function watch() {
+  for (;;) {
+    try {
+      if (!document.hidden) await look();
+    } catch (error) {
+      if (error.status === 401) {
+        say(hasKey() ? "The key was not accepted." : "This server needs an API key.", true);
+        $("ask").hidden = false;
+        $("main").hidden = true;
+      } else {
+        say("The server does not answer; trying again…", true);
+        since = 0;
+        steps = [];
+      }
+    }
+    await new Promise((resume) => setTimeout(resume, PAUSE));
+  }
+}
+
+$("model").addEventListener("change", (event) => {
+  model = Number(event.target.value);
+  since = 0;
+  steps = [];
+});
+$("ask").addEventListener("submit", (event) => {
+  event.preventDefault();
+  setKey($("key").value);
+});
+watch();
