@@ -168,6 +168,24 @@ describe("the sedge binary", { skip: process.env.SEDGE_URL ? false : "SEDGE_URL 
     assert.match(await prompt.inputValue(), /^now count files/);
   });
 
+  test("the live view shows what the engine does, and finds the server again", async () => {
+    const live = await visit(url);
+    await live.goto(new URL("live.html", url).href);
+    const body = JSON.stringify({ prompt: "find", max_tokens: 400, ignore_eos: true, stream: true });
+    const headers = { "content-type": "application/json", "x-sedge-tenant": "browser-test" };
+    const answer = await fetch(new URL("v1/completions", url), { method: "POST", headers, body });
+    await answer.text();
+    await live.locator("#facts dd").first().waitFor();
+    await live.locator("#latency td").first().waitFor();
+    assert.match(await live.locator("#latency").innerText(), /first token/);
+    await live.locator("#tokens path.area.c1[d*=M]").waitFor({ state: "attached" });
+    await live.route("**/live?*", (route) => route.abort());
+    await live.getByText("does not answer").waitFor();
+    await live.unroute("**/live?*");
+    await live.getByText("seedling").waitFor();
+    await shot(live, "live");
+  });
+
   test("the page is served under a policy that allows no other server and no inline script", async () => {
     const response = await fetch(url);
     const policy = response.headers.get("content-security-policy");

@@ -12,6 +12,7 @@ use crate::asker::Asker;
 use crate::error::{ApiError, Origin};
 use crate::openai::response::Usage;
 use crate::server::ServedModel;
+use crate::traces::About;
 
 type Events = Pin<Box<dyn Stream<Item = (usize, Event)> + Send>>;
 
@@ -20,6 +21,8 @@ pub(crate) struct Answers {
     app: Arc<App>,
     model: usize,
     tenant: Arc<str>,
+    /// What the spans tell of them, if spans are wanted.
+    about: Option<About>,
     events: SelectAll<Events>,
     /// When each answer's last token came.
     last: Vec<Option<Instant>>,
@@ -42,11 +45,21 @@ impl Answers {
     pub(crate) fn submit(
         app: Arc<App>,
         model: usize,
+        operation: &'static str,
         requests: Vec<Request>,
         asker: &Asker,
         origin: Origin,
     ) -> Result<Answers, ApiError> {
         let last = vec![None; requests.len()];
+        let about = app.traces.wanted().then(|| About {
+            operation,
+            model: app.models[model].name.clone(),
+            tenant: asker.tenant.clone(),
+            priority: requests.first().map_or(0, |r| r.priority),
+            parent: asker.parent.clone(),
+            max_tokens: requests.first().and_then(|r| r.max_tokens),
+            temperature: requests.first().map(|r| r.sampling.temperature),
+        });
         let engine = &app.models[model].engine;
         let mut events = SelectAll::new();
         for (choice, mut request) in requests.into_iter().enumerate() {
@@ -62,6 +75,7 @@ impl Answers {
         }
         Ok(Answers {
             tenant: asker.tenant.clone(),
+            about,
             app,
             model,
             events,
@@ -79,7 +93,12 @@ impl Answers {
                     self.app.metrics.gap(self.model, now - last);
                 }
             }
-            Event::Finished(finish) => self.app.metrics.finished(self.model, &self.tenant, finish),
+            Event::Finished(finish) => {
+                self.app.metrics.finished(self.model, &self.tenant, finish);
+                if let Some(about) = &self.about {
+                    self.app.traces.answered(about, finish);
+                }
+            }
             Event::Prompt(_) | Event::Embedding(_) => {}
         }
         Some((choice, event))

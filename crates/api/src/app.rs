@@ -8,6 +8,7 @@ use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::openai::fields::Fields;
 use crate::server::{ServedModel, ServerConfig};
+use crate::traces::{Collector, Traces};
 
 /// Request bodies being read may take this many times the largest one's size together.
 const BODIES_AT_ONCE: usize = 4;
@@ -21,6 +22,8 @@ pub(crate) struct App {
     pub(crate) config: ServerConfig,
     /// Counters and histograms.
     pub(crate) metrics: Metrics,
+    /// Spans for a collector.
+    pub(crate) traces: Traces,
     /// Bytes of bodies that may still be held.
     pub(crate) body_bytes: Semaphore,
     /// The server stops: it takes no new work.
@@ -31,12 +34,15 @@ impl App {
     /// Nothing served yet.
     pub(crate) fn new(models: Vec<ServedModel>, config: ServerConfig) -> App {
         let names = models.iter().map(|model| model.name.clone()).collect();
+        let endpoint = config.otlp_endpoint.as_deref();
+        let collector = endpoint.and_then(|endpoint| Collector::parse(endpoint).ok());
         let bytes = config
             .max_body
             .saturating_mul(BODIES_AT_ONCE)
             .min(Semaphore::MAX_PERMITS);
         App {
             metrics: Metrics::new(names),
+            traces: Traces::start(collector),
             body_bytes: Semaphore::new(bytes),
             draining: AtomicBool::new(false),
             models,

@@ -10,6 +10,7 @@ use axum::response::Response;
 use crate::app::App;
 use crate::auth;
 use crate::error::ApiError;
+use crate::traces::Parent;
 
 const TENANT: HeaderName = HeaderName::from_static("x-sedge-tenant");
 /// Longest name of a tenant.
@@ -22,6 +23,8 @@ pub(crate) struct Asker {
     pub(crate) tenant: Arc<str>,
     /// It may ask to go before others.
     may_hurry: bool,
+    /// The caller's span.
+    pub(crate) parent: Option<Parent>,
 }
 
 impl Asker {
@@ -55,9 +58,12 @@ pub(crate) async fn identify(
     };
     let key = auth::key(&app, request.headers());
     let tenant = said.or_else(|| key.map(|key| key.name.clone()));
+    let parent = request.headers().get("traceparent");
+    let parent = parent.and_then(|header| Parent::parse(header.to_str().ok()?));
     request.extensions_mut().insert(Asker {
         tenant: tenant.unwrap_or_default().into(),
         may_hurry: !keyed || config.trust_priority,
+        parent,
     });
     Ok(next.run(request).await)
 }

@@ -95,7 +95,7 @@ impl Chat {
             system_fingerprint: FINGERPRINT,
         };
         let tokenizer = served.tokenizer.clone();
-        let answers = Answers::submit(app, model, requests, asker, origin)?;
+        let answers = Answers::submit(app, model, "chat", requests, asker, origin)?;
         let tools: Arc<[Tool]> = std::mem::take(&mut request.tools).into();
         let choices = (0..n).map(|_| Choice::new(&request, &tools)).collect();
         Ok(Chat {

@@ -125,7 +125,7 @@ impl Completion {
             model: served.name.clone(),
             system_fingerprint: FINGERPRINT,
         };
-        let answers = Answers::submit(app, model, requests, asker, origin)?;
+        let answers = Answers::submit(app, model, "text_completion", requests, asker, origin)?;
         Ok(Completion {
             answers,
             choices,

@@ -17,6 +17,7 @@ use crate::error::{ApiError, Origin};
 use crate::openai::embeddings::{EmbeddingRequest, Encoding};
 use crate::openai::urgency::Urgency;
 use crate::prompt;
+use crate::traces::About;
 
 /// Inputs of one request that wait in the engine at once, so that a large request leaves room.
 const AT_ONCE: usize = 32;
@@ -131,7 +132,7 @@ async fn embed(
             };
             asker.sign(&mut request);
             match engine.submit(request) {
-                Ok(output) => running.push(one(app, model, &asker.tenant, *index, output)),
+                Ok(output) => running.push(one(app, model, asker, *index, output)),
                 // A place comes free when one of our own ends.
                 Err(SubmitError::Busy { .. }) if !running.is_empty() => break,
                 Err(error) => return Err(ApiError::submit(error, origin)),
@@ -153,7 +154,7 @@ async fn embed(
 async fn one(
     app: &App,
     model: usize,
-    tenant: &str,
+    asker: &Asker,
     index: usize,
     mut output: Output,
 ) -> Result<(usize, Vec<f32>, usize), ApiError> {
@@ -162,7 +163,19 @@ async fn one(
         match event {
             Event::Embedding(values) => vector = values,
             Event::Finished(finish) => {
-                app.metrics.finished(model, tenant, &finish);
+                app.metrics.finished(model, &asker.tenant, &finish);
+                if app.traces.wanted() {
+                    let about = About {
+                        operation: "embeddings",
+                        model: app.models[model].name.clone(),
+                        tenant: asker.tenant.clone(),
+                        priority: 0,
+                        parent: asker.parent.clone(),
+                        max_tokens: None,
+                        temperature: None,
+                    };
+                    app.traces.answered(&about, &finish);
+                }
                 return match finish.reason {
                     FinishReason::Deadline => Err(ApiError::Deadline),
                     FinishReason::Error(_) if app.draining() => Err(ApiError::Draining),

@@ -30,6 +30,7 @@ mod server;
 mod sse;
 mod stall;
 mod tools;
+mod traces;
 mod web;
 
 pub use server::{ApiKey, ServeError, ServedModel, Server, ServerConfig};

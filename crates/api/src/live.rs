@@ -51,6 +51,7 @@ pub(crate) async fn show(
                 "running": stats.pages_used,
                 "cached": stats.pages_cached,
                 "host": stats.pages_host,
+                "disk": stats.pages_disk,
             },
             "counts": {
                 "finished": stats.finished,

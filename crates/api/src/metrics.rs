@@ -191,7 +191,7 @@ impl Metrics {
     }
 
     /// Everything in Prometheus' text format; `engines` in the models' order.
-    fn text(&self, engines: &[EngineStats]) -> String {
+    fn text(&self, engines: &[EngineStats], lost_spans: u64) -> String {
         let mut out = Text::default();
         out.family("sedge_build_info", "gauge", "Version of the server.");
         out.sample(
@@ -225,6 +225,12 @@ impl Metrics {
             let labels = [("route", route.as_str()), ("status", &status.to_string())];
             out.sample("sedge_http_responses_total", &labels, count);
         }
+        out.family(
+            "sedge_trace_answers_lost_total",
+            "counter",
+            "Answers whose spans did not reach the collector.",
+        );
+        out.sample("sedge_trace_answers_lost_total", &[], lost_spans);
         self.engine_text(engines, &mut out);
         self.model_text(&mut out);
         self.tenant_text(&mut out);
@@ -233,7 +239,7 @@ impl Metrics {
 
     fn engine_text(&self, engines: &[EngineStats], out: &mut Text) {
         type Value = fn(&EngineStats) -> u64;
-        let families: [(&str, &str, &str, Value); 18] = [
+        let families: [(&str, &str, &str, Value); 19] = [
             (
                 "sedge_requests_waiting",
                 "gauge",
@@ -269,6 +275,12 @@ impl Metrics {
                 "gauge",
                 "Pages in the host tier.",
                 |s| s.pages_host as u64,
+            ),
+            (
+                "sedge_kv_pages_disk",
+                "gauge",
+                "Pages in the disk tier.",
+                |s| s.pages_disk as u64,
             ),
             (
                 "sedge_prefix_reused_tokens_total",
@@ -424,7 +436,7 @@ pub(crate) async fn show(State(app): State<Arc<App>>) -> impl IntoResponse {
             header::CONTENT_TYPE,
             "text/plain; version=0.0.4; charset=utf-8",
         )],
-        app.metrics.text(&engines),
+        app.metrics.text(&engines, app.traces.lost()),
     )
 }
 
@@ -527,10 +539,13 @@ mod tests {
                 },
             },
         );
-        let text = metrics.text(&[EngineStats {
-            running: 7,
-            ..EngineStats::default()
-        }]);
+        let text = metrics.text(
+            &[EngineStats {
+                running: 7,
+                ..EngineStats::default()
+            }],
+            0,
+        );
         for line in [
             "sedge_http_responses_total{route=\"/v1/models\",status=\"200\"} 2",
             "sedge_prompt_tokens_total{model=\"a\\\"b\"} 5",

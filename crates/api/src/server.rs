@@ -17,6 +17,7 @@ use crate::app::App;
 use crate::connection::{self, Phase};
 use crate::routes;
 use crate::seats::{self, Seats};
+use crate::traces::Collector;
 
 /// After a failed accept, so that a lack of file descriptors does not keep a core busy.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -85,6 +86,8 @@ pub struct ServerConfig {
     pub drain_timeout: Duration,
     /// Origins that browsers may call from besides the server's own; `*` for all.
     pub cors_origins: Vec<String>,
+    /// An OpenTelemetry collector, as `http://HOST:PORT`, that gets a span for each request.
+    pub otlp_endpoint: Option<String>,
     /// Serve the chat page from this folder instead of the built-in one (for working on it).
     pub web_folder: Option<PathBuf>,
 }
@@ -92,6 +95,14 @@ pub struct ServerConfig {
 /// Why the server could not run.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
+    /// The collector's address cannot be used.
+    #[error("the OpenTelemetry endpoint {endpoint}: {why}")]
+    Collector {
+        /// What was given.
+        endpoint: String,
+        /// Why.
+        why: &'static str,
+    },
     /// The address could not be bound.
     #[error("cannot listen on {address}: {source}")]
     Bind {
@@ -121,6 +132,10 @@ impl Server {
         models: Vec<ServedModel>,
         config: ServerConfig,
     ) -> Result<Server, ServeError> {
+        if let Some(endpoint) = &config.otlp_endpoint {
+            let endpoint = endpoint.clone();
+            Collector::parse(&endpoint).map_err(|why| ServeError::Collector { endpoint, why })?;
+        }
         let failed = |source| ServeError::Bind {
             address: config.address,
             source,

@@ -31,6 +31,8 @@ const WORTH_A_COPY: usize = 4;
 const PART: usize = 8;
 /// Pages that are handed to the disk after one step.
 const STORED: usize = 4;
+/// Pages that wait for that; the oldest are left out when there are more.
+const UNSTORED: usize = 1 << 14;
 
 /// What is kept of keys and values, and where.
 #[derive(Debug, Clone, PartialEq)]
@@ -572,6 +574,8 @@ impl Cache {
         self.groups.set_free(Owner(lease.owner));
         if self.config.disk.is_some() {
             self.unstored.extend(&lease.nodes);
+            let excess = self.unstored.len().saturating_sub(UNSTORED);
+            self.unstored.drain(..excess);
         }
         for id in lease.nodes.drain(..).rev() {
             self.tree.unpin(id);
@@ -625,7 +629,14 @@ impl Cache {
         }
     }
 
-    /// Nothing is computed any more: hands all that is left to the disk tier.
+    /// There is nothing to compute: hands the rest to the disk tier.
+    pub(crate) fn store_rest(&mut self, executor: &dyn Executor) {
+        while !self.unstored.is_empty() {
+            self.store_some(executor);
+        }
+    }
+
+    /// Nothing will be computed any more: waits until the disk tier has what is left.
     pub(crate) fn close(&mut self, executor: &dyn Executor) {
         while !self.unstored.is_empty() {
             self.store_some(executor);

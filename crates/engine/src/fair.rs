@@ -146,8 +146,11 @@ impl Fair {
         tenant.requests += 1;
         tenant.pages += pages;
         let share = |of: usize| (of as f64 * tenant.weight / live).max(1.0);
-        let beyond = tenant.requests as f64 > share(whole.requests)
-            || (tenant.requests > 1 && tenant.pages as f64 > share(whole.pages));
+        // Alone, a tenant has all there is.
+        let shares = tenant.weight < live;
+        let beyond = shares
+            && (tenant.requests as f64 > share(whole.requests)
+                || (tenant.requests > 1 && tenant.pages as f64 > share(whole.pages)));
         Level {
             priority,
             beyond_share: beyond,

@@ -91,8 +91,8 @@ pub(crate) struct Task {
     pub(crate) running: bool,
     /// Its pages are all there. One that runs may have some still on their way.
     pub(crate) ready: bool,
-    /// It has computed nothing since it was admitted: it does not give way before it has, or
-    /// requests would take each other's pages in turn and none get on.
+    /// It has not got on since it was admitted by what its admission cost: it does not give way
+    /// to its equals before it has, or they would take each other's pages in turn for ever.
     pub(crate) fresh: bool,
     /// Tokens that are known but not computed: 1 decodes, more prefill.
     pub(crate) left: usize,
@@ -174,7 +174,8 @@ struct Draft<'a> {
     /// All that run, those whose pages are on their way too.
     runs: usize,
     left: Left,
-    /// Nobody is admitted: a running task had to give its pages to another, say.
+    /// Nobody more is admitted: the next one does not fit, or a running task had to give its
+    /// pages to another.
     short: bool,
     step: Step,
 }
@@ -200,13 +201,12 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// The last in order gives its pages up.
-    fn preempt_last(&mut self) {
-        if let Some(last) = self.running.pop() {
-            self.left.free += self.tasks[last].held;
-            self.runs -= 1;
-            self.step.preempt.push(last);
-        }
+    /// The running task at this place gives its pages up.
+    fn preempt(&mut self, place: usize) {
+        let task = self.running.remove(place);
+        self.left.free += self.tasks[task].held;
+        self.runs -= 1;
+        self.step.preempt.push(task);
     }
 
     /// Free pages that a task which waits must find.
@@ -220,8 +220,11 @@ impl<'a> Draft<'a> {
         let tasks = self.tasks;
         for task in tasks.iter().filter(|task| !task.running) {
             let yielding = self.running.iter().rev();
-            let mut yielding = yielding
-                .take_while(|&&last| !tasks[last].fresh && tasks[last].level.yields_to(task.level));
+            let mut yielding = yielding.take_while(|&&last| {
+                let last = &tasks[last];
+                let equal = last.level.priority == task.level.priority;
+                last.level.yields_to(task.level) && !(equal && last.fresh)
+            });
             let (mut preempted, mut free) = (0, self.left.free);
             loop {
                 let needed = self.needed(task, runs - preempted) + taken;
@@ -235,7 +238,7 @@ impl<'a> Draft<'a> {
                 preempted += 1;
             }
             for _ in 0..preempted {
-                self.preempt_last();
+                self.preempt(self.running.len() - 1);
             }
             runs = runs - preempted + 1;
             taken += task.missing;
@@ -244,18 +247,28 @@ impl<'a> Draft<'a> {
 
     /// The next token of every answer. One that finds no page takes those of the last in order.
     fn answers(&mut self) {
+        self.answers_of(&|_| true);
+    }
+
+    /// The same for some tasks.
+    fn answers_of(&mut self, whose: &dyn Fn(&Task) -> bool) {
         let mut next = 0;
         while next < self.running.len() && self.left.tokens > 0 {
             let task = &self.tasks[self.running[next]];
-            if !task.decodes() {
+            if !task.decodes() || !whose(task) {
                 next += 1;
                 continue;
             }
-            while task.missing > self.left.free && self.running.len() > next {
+            let index = self.running[next];
+            while task.missing > self.left.free && self.running.get(next) == Some(&index) {
                 self.short = true;
-                self.preempt_last();
+                let taken = |task| self.step.chunks.iter().any(|chunk| chunk.task == task);
+                let last = (next..self.running.len()).rev();
+                // Itself at the latest.
+                let last = last.into_iter().find(|&place| !taken(self.running[place]));
+                self.preempt(last.unwrap_or(next));
             }
-            if let Some(&index) = self.running.get(next) {
+            if self.running.get(next) == Some(&index) {
                 self.take(index, Prompts::Pieces);
                 next += 1;
             }
@@ -265,19 +278,24 @@ impl<'a> Draft<'a> {
     /// Prompts in order, begun or waiting; those that wait are admitted while they find a place
     /// and all their pages. Nobody overtakes the first that does not.
     fn prompts(&mut self, prompts: Prompts) {
+        self.prompts_of(&|_| true, prompts);
+    }
+
+    /// The same for some tasks.
+    fn prompts_of(&mut self, whose: &dyn Fn(&Task) -> bool, prompts: Prompts) {
         let tasks = self.tasks;
-        let mut admits = !self.short;
-        for (index, task) in tasks.iter().enumerate() {
+        for (index, task) in tasks.iter().enumerate().filter(|(_, task)| whose(task)) {
             if task.running {
                 let runs = task.ready && !task.decodes();
                 if runs && !self.step.preempt.contains(&index) {
                     self.take(index, prompts);
                 }
-            } else if admits {
-                admits = self.runs < self.limits.running
+            } else if !self.short {
+                let admitted = self.runs < self.limits.running
                     && self.needed(task, self.runs) <= self.left.free
                     && self.take(index, prompts);
-                self.runs += usize::from(admits);
+                self.short = !admitted;
+                self.runs += usize::from(admitted);
             }
         }
     }

@@ -82,6 +82,8 @@ pub struct EngineStats {
     pub pages_cached: usize,
     /// Pages in the host tier.
     pub pages_host: usize,
+    /// Pages in the disk tier.
+    pub pages_disk: usize,
     /// What the cache has done.
     pub cache: CacheStats,
     /// Steps run.

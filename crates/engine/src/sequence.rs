@@ -35,6 +35,10 @@ pub(crate) struct Sequence {
     pub(crate) running: bool,
     /// Nothing was computed since it was admitted.
     fresh: bool,
+    /// Tokens that were computed before it gave its pages up.
+    had: usize,
+    /// Seconds of service until it has got on by what its admission cost.
+    owed: f64,
     pub(crate) ended: bool,
     /// Number by arrival.
     pub(crate) number: u64,
@@ -120,6 +124,8 @@ impl Sequence {
             cached: None,
             running: false,
             fresh: false,
+            had: 0,
+            owed: 0.0,
             ended: false,
             work,
             events,
@@ -184,7 +190,7 @@ impl Sequence {
         Task {
             running: true,
             ready,
-            fresh: self.fresh,
+            fresh: self.fresh || self.owed > 0.0,
             left: self.tokens.len() - self.computed,
             held,
             missing: self.wanted_pages(shape).saturating_sub(self.lease.len()),
@@ -207,8 +213,11 @@ impl Sequence {
         }
     }
 
-    /// It runs from now on; so many of its tokens are there already.
-    pub(crate) fn admitted(&mut self, computed: usize) {
+    /// It runs from now on; so many of its tokens are there already. `price` is the seconds of a
+    /// token that is computed again.
+    pub(crate) fn admitted(&mut self, computed: usize, price: f64) {
+        // What is computed again takes its time, and then it shall get on for as long.
+        self.owed = 2.0 * price * self.had.saturating_sub(computed) as f64;
         self.running = true;
         self.fresh = true;
         self.computed = computed;
@@ -220,9 +229,15 @@ impl Sequence {
         self.first_run.get_or_insert(now);
     }
 
+    /// It got service.
+    pub(crate) fn served(&mut self, seconds: f64) {
+        self.owed -= seconds;
+    }
+
     /// Forgets what is computed; it will be computed again.
     pub(crate) fn preempted(&mut self) {
         self.running = false;
+        self.had = self.computed;
         self.computed = 0;
     }
 

@@ -4,12 +4,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use sedge_clock::Clock;
 
-use crate::cache::CacheStats;
+use crate::cache::{CacheStats, DiskTier};
 use crate::live::Live;
 use crate::sequence::{Asked, Sequence};
 use crate::{EngineStats, SubmitError};
@@ -27,6 +27,8 @@ pub(crate) struct Shared {
     pub(crate) live: Live,
     pub(crate) clock: Clock,
     cache: Mutex<Kept>,
+    /// The disk tier, which works on while the loop sleeps.
+    pub(crate) disk: OnceLock<DiskTier>,
 }
 
 /// What the cache holds and has done.
@@ -111,6 +113,7 @@ impl Shared {
             live: Live::default(),
             clock,
             cache: Mutex::default(),
+            disk: OnceLock::new(),
         }
     }
 
@@ -272,16 +275,18 @@ impl Shared {
     }
 
     /// What the cache holds and has done.
-    pub(crate) fn note_cache(&self, pages: usize, host: usize, stats: CacheStats) {
+    pub(crate) fn note_cache(&self, [pages, host]: [usize; 2], stats: CacheStats) {
         *self.cache.lock().unwrap_or_else(PoisonError::into_inner) = Kept { pages, host, stats };
     }
 
     pub(crate) fn stats(&self) -> EngineStats {
         let c = &self.counters;
+        let disk = self.disk.get();
         let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         EngineStats {
             pages_cached: cache.pages,
             pages_host: cache.host,
+            pages_disk: disk.map_or(0, |disk| disk.0.stats().pages),
             cache: cache.stats,
             waiting: self.lock().waiting,
             running: c.running.load(Ordering::Relaxed),

@@ -106,6 +106,10 @@ impl Loop {
             .counters
             .pages
             .store(cache.total(), Ordering::Relaxed);
+        if let Some(disk) = &config.cache.disk {
+            // The only one to set it.
+            let _ = shared.disk.set(disk.clone());
+        }
         let prices = config.costs.as_deref().map_or(PRICES, |costs| {
             let time = |generated, prompt| {
                 let load = Load {
@@ -149,6 +153,9 @@ impl Loop {
     /// Steps until the engine closes; sleeps while there is nothing to do.
     pub(crate) fn run(mut self) {
         loop {
+            if self.sequences.is_empty() {
+                self.cache.store_rest(self.executor.as_ref());
+            }
             match self.shared.meet(&mut self.sequences) {
                 Closing::No => self.step(),
                 Closing::Now(why) => {
@@ -249,12 +256,13 @@ impl Loop {
         let [prompt, generated] = self.prices;
         let all = load.prompt as f64 * prompt + load.generated as f64 * generated;
         for span in &self.spans {
-            let sequence = &self.sequences[span.sequence];
+            let sequence = &mut self.sequences[span.sequence];
             let price = match sequence.computed > sequence.prompt {
                 true => generated,
                 false => prompt,
             };
             let share = span.tokens as f64 * price / all.max(f64::MIN_POSITIVE);
+            sequence.served(share * time.as_secs_f64());
             if let Some(account) = sequence.account {
                 self.fair.charge(account, share * time.as_secs_f64());
             }
@@ -437,7 +445,7 @@ impl Loop {
             self.sequences[index].lease = lease;
         }
         if let Some(computed) = computed {
-            self.sequences[index].admitted(computed);
+            self.sequences[index].admitted(computed, self.prices[0]);
         }
         computed.is_some()
     }
@@ -651,11 +659,8 @@ impl Loop {
             .counters
             .pages_used
             .store(self.cache.used(), Ordering::Relaxed);
-        self.shared.note_cache(
-            self.cache.cached(),
-            self.cache.in_host(),
-            self.cache.stats(),
-        );
+        let pages = [self.cache.cached(), self.cache.in_host()];
+        self.shared.note_cache(pages, self.cache.stats());
     }
 
     fn end_all(&mut self, why: &str) {

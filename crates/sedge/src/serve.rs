@@ -83,6 +83,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SECONDS", default_value = "30")]
     drain_timeout: u64,
 
+    /// OpenTelemetry collector that gets a span for each request, over HTTP
+    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    otlp_endpoint: Option<String>,
+
     /// Serve the chat page from this folder (for working on it)
     #[arg(long, value_name = "FOLDER", hide = true)]
     web_folder: Option<PathBuf>,
@@ -193,6 +197,7 @@ fn server_config(args: &Args, address: SocketAddr) -> ServerConfig {
         header_timeout: Duration::from_secs(args.header_timeout),
         drain_timeout: Duration::from_secs(args.drain_timeout),
         cors_origins: args.cors_origins.clone(),
+        otlp_endpoint: args.otlp_endpoint.clone().filter(|url| !url.is_empty()),
         web_folder: args.web_folder.clone(),
     }
 }

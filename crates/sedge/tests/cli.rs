@@ -632,6 +632,61 @@ fn a_server_answers_and_ends_when_asked_to() {
     assert!(errors.contains("stopping"), "{errors}");
 }
 
+/// Kills a server that said nothing of its end, and starts another on the same folder.
+#[test]
+#[cfg(unix)]
+fn a_conversation_goes_on_after_the_server_was_killed() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = format!("--disk-cache={}", folder.path().display());
+    let start =
+        |more: &str| Serving::start(&["serve", "--port", "0", "--arithmetic", "int8", more]);
+    let words = "find all files larger than 100MB and print their names ".repeat(4);
+    let turn = |server: &Serving, text: &str| {
+        let body = serde_json::json!({
+            "prompt": text, "max_tokens": 40, "temperature": 0, "ignore_eos": true
+        });
+        let (status, body) = server.ask("POST", "/v1/completions", "", &body.to_string());
+        assert_eq!(status, 200, "{body}");
+        serde_json::from_str::<Value>(&body).unwrap()
+    };
+    let answer = |turn: &Value| turn["choices"][0]["text"].as_str().unwrap().to_owned();
+    let cached = |turn: &Value| {
+        let cached = &turn["usage"]["prompt_tokens_details"]["cached_tokens"];
+        cached.as_u64().unwrap()
+    };
+
+    let plain = start("--prefix-cache=off");
+    let first = turn(&plain, &words);
+    let next = format!("{words}{}", answer(&first));
+    let expected = answer(&turn(&plain, &next));
+
+    let mut server = start(&cache);
+    assert_eq!(answer(&turn(&server, &words)), answer(&first));
+    let pages = first["usage"]["prompt_tokens"].as_u64().unwrap() / 16;
+    let on_disk = |server: &Serving| {
+        let (_, metrics) = server.ask("GET", "/metrics", "", "");
+        let line = metrics
+            .lines()
+            .find(|l| l.starts_with("sedge_kv_pages_disk{"));
+        line.unwrap()
+            .rsplit(' ')
+            .next()
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
+    };
+    while on_disk(&server) < pages {
+        std::thread::yield_now();
+    }
+    server.child.kill().unwrap();
+    server.child.wait().unwrap();
+
+    let again = start(&cache);
+    let second = turn(&again, &next);
+    assert_eq!(answer(&second), expected);
+    assert!(cached(&second) >= pages * 16, "{second:#}");
+}
+
 #[test]
 #[cfg(unix)]
 fn several_models_are_served_by_name() {

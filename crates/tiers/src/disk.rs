@@ -72,7 +72,7 @@ pub struct Fetched {
 /// Counted since the file was opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DiskStats {
-    /// Pages that are there, those about to be written among them.
+    /// Pages in the file.
     pub pages: usize,
     /// Pages written.
     pub written: u64,
@@ -108,6 +108,8 @@ struct State {
     reads: VecDeque<PageKey>,
     writes: VecDeque<(PageKey, Arc<Vec<u8>>)>,
     queued: usize,
+    /// Pages that wait to be written or are being written.
+    unwritten: usize,
     /// The thread has taken work that it has not finished.
     busy: bool,
     fetched: Vec<Fetched>,
@@ -244,6 +246,7 @@ impl Disk {
                 reads: VecDeque::new(),
                 writes: VecDeque::new(),
                 queued: 0,
+                unwritten: 0,
                 busy: false,
                 fetched: Vec::new(),
                 stats: DiskStats::default(),
@@ -289,6 +292,7 @@ impl Disk {
         }
         let bytes = Arc::new(bytes);
         state.queued += bytes.len();
+        state.unwritten += 1;
         state.slots.insert(key, None, Some(bytes.clone()));
         state.writes.push_back((key, bytes));
         self.shared.work.notify_one();
@@ -335,7 +339,7 @@ impl Disk {
     pub fn stats(&self) -> DiskStats {
         let state = self.shared.lock();
         DiskStats {
-            pages: state.slots.pages.len(),
+            pages: state.slots.pages.len() - state.unwritten,
             ..state.stats
         }
     }
@@ -420,6 +424,7 @@ impl Worker {
                     let written = self.write(key, &bytes, slot);
                     let mut state = self.shared.lock();
                     state.queued -= bytes.len();
+                    state.unwritten -= 1;
                     match written {
                         Ok(()) => {
                             state.stats.written += 1;
@@ -463,6 +468,7 @@ impl Worker {
                     return Some(Job::Write(key, bytes, slot));
                 }
                 state.queued -= bytes.len();
+                state.unwritten -= 1;
                 state.stats.refused += 1;
                 state.slots.remove(key);
                 self.shared.done.notify_all();

@@ -42,6 +42,7 @@ pub(crate) fn config() -> ServerConfig {
         api_keys: Vec::new(),
         trust_tenant_header: false,
         trust_priority: false,
+        otlp_endpoint: None,
         max_body: 1 << 20,
         max_connections: 64,
         header_timeout: Duration::from_secs(10),

@@ -219,11 +219,12 @@ fn one_that_waits_takes_the_place_of_one_that_matters_less() {
     assert_eq!(with(run(0, 2), equal).preempt, [4]);
     assert_eq!(with(run(1, 0), equal).preempt, [4]);
 
-    let fresh = Task {
+    let fresh = |task| Task {
         fresh: true,
-        ..run(1, 0)
+        ..task
     };
-    assert!(with(fresh, equal).preempt.is_empty());
+    assert!(with(fresh(run(0, 2)), equal).preempt.is_empty());
+    assert_eq!(with(fresh(run(1, 0)), equal).preempt, [4]);
 
     let beyond = |task: Task| Task {
         level: Level {
@@ -234,6 +235,25 @@ fn one_that_waits_takes_the_place_of_one_that_matters_less() {
     };
     assert_eq!(with(beyond(run(0, 0)), equal).preempt, [4]);
     assert!(with(beyond(run(0, 0)), beyond(equal)).preempt.is_empty());
+}
+
+#[test]
+fn a_flood_of_answers_leaves_the_budget_to_others_prompts() {
+    let beyond = |task: Task| Task {
+        level: Level {
+            beyond_share: true,
+            ..task.level
+        },
+        ..task
+    };
+    let tasks = vec![
+        decode(1, 0),
+        beyond(decode(1, 0)),
+        beyond(decode(1, 0)),
+        beyond(prefill(9)),
+        prefill(6),
+    ];
+    assert_eq!(chunks(tasks, 0), [(0, 1), (4, 6), (1, 1)]);
 }
 
 #[test]
@@ -318,7 +338,12 @@ proptest! {
         let runs = ran - step.preempt.len() + (0..state.tasks.len()).filter(|&i| admitted(i)).count();
         prop_assert!(runs <= running.max(ran));
         let waiting: Vec<usize> = (0..state.tasks.len()).filter(|&i| !state.tasks[i].running).collect();
-        prop_assert!(waiting.windows(2).all(|w| admitted(w[0]) || !admitted(w[1])));
+        // What is beyond a share may stay where what is not, goes.
+        for beyond in [false, true] {
+            let alike = |&i: &usize| state.tasks[i].level.beyond_share == beyond;
+            let waiting: Vec<usize> = waiting.iter().copied().filter(alike).collect();
+            prop_assert!(waiting.windows(2).all(|w| admitted(w[0]) || !admitted(w[1])));
+        }
 
         // Something is done where something can be.
         let idle = ran == 0 && waiting.first().is_some_and(|&i| state.tasks[i].missing <= free);

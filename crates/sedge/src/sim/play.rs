@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use sedge_bench::load::{Outcome, Planned, Record, Workload};
 use sedge_clock::Costs;
 use sedge_engine::{
-    Engine, EngineConfig, Event, FinishReason, Request, SIM_VOCAB, Sampling, SimMemory, SimRequest,
-    StepRecord, simulate,
+    Engine, EngineConfig, EngineStats, Event, FinishReason, Request, SIM_VOCAB, Sampling,
+    SimMemory, SimRequest, StepRecord, simulate,
 };
 
 /// What came of a workload.
@@ -17,6 +17,8 @@ pub(super) struct Played {
     pub(super) records: Vec<Record>,
     /// Steps of each node.
     pub(super) steps: Vec<Vec<StepRecord>>,
+    /// Counters of each node.
+    pub(super) stats: Vec<EngineStats>,
 }
 
 /// Token ids that differ between conversations and turns.
@@ -77,6 +79,7 @@ pub(super) fn simulated(
     Played {
         records: records.collect(),
         steps: run.steps,
+        stats: run.stats,
     }
 }
 
@@ -126,6 +129,7 @@ pub(super) fn real(
     Played {
         records: records.into_inner().unwrap_or_else(PoisonError::into_inner),
         steps: vec![steps],
+        stats: vec![engine.stats()],
     }
 }
 

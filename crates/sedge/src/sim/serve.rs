@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sedge_bench::load::{Figures, Page, Quantiles, Run, Slo, Table, Trial, charts};
-use sedge_engine::SimMemory;
+use sedge_engine::{EngineStats, SimMemory};
 use serde_json::json;
 
 use super::play::{self, Played};
@@ -176,6 +176,10 @@ fn print(args: &Args, names: &[String], played: &[Played], took: Duration) -> Re
         let value = |f: &Figures| of(f).map(|q| quantile(&q) * 1e3);
         figures.iter().map(value).collect::<Vec<_>>()
     };
+    let count = |of: fn(&EngineStats) -> f64| {
+        let sum = |p: &Played| Some(p.stats.iter().map(of).sum());
+        played.iter().map(sum).collect::<Vec<_>>()
+    };
     let lines: Vec<Line> = vec![
         (
             "step mean, ms",
@@ -190,6 +194,18 @@ fn print(args: &Args, names: &[String], played: &[Played], took: Duration) -> Re
         ("goodput, %", of(&|f| Some(f.goodput * 100.0))),
         ("cached of prompts, %", of(&|f| f.cached.map(|c| c * 100.0))),
         ("refused", of(&|f| Some(f.refused as f64))),
+        ("preempted", count(|s| s.preempted as f64)),
+        ("moved out, MB", count(|s| s.cache.bytes_out as f64 / 1e6)),
+        ("moved in, MB", count(|s| s.cache.bytes_in as f64 / 1e6)),
+        ("moved in blocks", count(|s| s.cache.copies as f64)),
+        (
+            "waited for moves, ms",
+            count(|s| s.cache.stalled.as_secs_f64() * 1e3),
+        ),
+        (
+            "planning, % of steps",
+            steps.iter().map(|s| Some(s.planning * 100.0)).collect(),
+        ),
     ];
     let rows = rows(names, &lines);
     let facts = [
