@@ -222,6 +222,42 @@ fn every_response_has_a_request_id() {
 }
 
 #[test]
+fn a_tenant_is_a_keys_name_or_what_a_client_without_keys_says() {
+    let body = chat("four").to_string();
+    let ask = |server: &TestServer, headers: &[(&str, &str)]| {
+        let json = ("Content-Type", "application/json");
+        let headers: Vec<_> = headers.iter().copied().chain([json]).collect();
+        exchange(server.address, "POST", CHAT, &headers, body.as_bytes()).status
+    };
+    let counted = |server: &TestServer, headers: &[(&str, &str)], tenant: &str| {
+        let line = format!("sedge_tenant_requests_finished_total{{tenant=\"{tenant}\"}} 1");
+        let metrics = exchange(server.address, "GET", "/metrics", headers, b"");
+        metrics.text().lines().any(|found| found == line)
+    };
+    let open = TestServer::start();
+    assert_eq!(ask(&open, &[("X-Sedge-Tenant", "team")]), 200);
+    assert_eq!(ask(&open, &[("X-Sedge-Tenant", "two words")]), 400);
+    assert!(counted(&open, &[], "team"));
+
+    let keyed = |trust_tenant_header| {
+        with(ServerConfig {
+            api_keys: vec![ApiKey {
+                name: "payer".into(),
+                secret: "secret".into(),
+            }],
+            trust_tenant_header,
+            ..config()
+        })
+    };
+    let key = ("Authorization", "Bearer secret");
+    for (trusted, tenant) in [(false, "payer"), (true, "team")] {
+        let server = keyed(trusted);
+        assert_eq!(ask(&server, &[key, ("X-Sedge-Tenant", "team")]), 200);
+        assert!(counted(&server, &[key], tenant), "{tenant}");
+    }
+}
+
+#[test]
 fn keys_are_asked_for_where_work_is_done() {
     let server = with(ServerConfig {
         api_keys: ["first", "second"]

@@ -625,6 +625,43 @@ fn metrics_tell_of_answers() {
 }
 
 #[test]
+fn an_answer_that_is_not_ready_in_time_is_an_error() {
+    let server = TestServer::start();
+    let reply = server.post(CHAT, &chat("four", json!({"timeout": 1e-9})));
+    assert_eq!(reply.status, 504);
+    assert_eq!(reply.json()["error"]["code"], "deadline_exceeded");
+    for (field, value) in [("timeout", json!(-1)), ("priority", json!("high"))] {
+        let reply = server.post(CHAT, &chat("four", json!({ field: value })));
+        assert_eq!(reply.status, 400);
+        assert_eq!(reply.json()["error"]["param"], field);
+    }
+    server
+        .post(CHAT, &chat("four", json!({"timeout": 60, "priority": -5})))
+        .ok();
+}
+
+#[test]
+fn the_live_view_tells_steps_requests_and_latencies() {
+    let server = TestServer::start();
+    server.post(CHAT, &chat("four", json!({}))).ok();
+    server.wait_for(|stats| stats.finished == 1);
+    let live = server.get("/live").json();
+    assert_eq!(live["models"], json!(["parrot", "org/mute", "encoder"]));
+    let model = &live["model"];
+    let steps = model["steps"].as_array().unwrap();
+    assert!(steps.len() >= 5 && steps[0]["number"] == 1, "{live:#}");
+    let sum = |of: &str| steps.iter().map(|s| s[of].as_u64().unwrap()).sum::<u64>();
+    assert!(sum("prompt") > 0 && sum("generated") == 4, "{live:#}");
+    assert_eq!(model["latency"]["ttft_ms"]["count"], 1);
+    let last = model["number"].as_u64().unwrap();
+    assert_eq!(last, 0);
+    let later = server.get("/live?model=0&since=3").json();
+    assert_eq!(later["model"]["steps"][0]["number"], 4);
+    assert_eq!(server.get("/live?since=x").status, 400);
+    assert_eq!(server.get("/live?model=99").json()["model"]["number"], 2);
+}
+
+#[test]
 fn the_page_is_served_with_a_policy_and_a_tag() {
     let server = TestServer::start();
     let page = server.get("/");

@@ -7,7 +7,7 @@ mod prefill_first;
 mod stall_free;
 mod static_batch;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 /// How a step is composed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -27,31 +27,6 @@ pub enum Policy {
 }
 
 impl Policy {
-    /// All of them, the default first.
-    pub const ALL: [Policy; 5] = [
-        Policy::StallFree,
-        Policy::PrefillFirst,
-        Policy::Orca,
-        Policy::Alternate,
-        Policy::Static,
-    ];
-
-    /// Name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Policy::StallFree => "stall-free",
-            Policy::PrefillFirst => "prefill-first",
-            Policy::Orca => "orca",
-            Policy::Alternate => "alternate",
-            Policy::Static => "static",
-        }
-    }
-
-    /// The one of this name.
-    pub fn from_name(name: &str) -> Option<Policy> {
-        Policy::ALL.into_iter().find(|policy| policy.name() == name)
-    }
-
     pub(crate) fn plan(self, state: &State, limits: &Limits) -> Step {
         let compose: &dyn Compose = match self {
             Policy::StallFree => &stall_free::StallFree,

@@ -39,7 +39,7 @@ pub(crate) struct LoadArgs {
 
     /// A tenant's share of the service relative to others', which weigh 1 (repeatable)
     #[arg(long = "tenant", value_name = "NAME=WEIGHT")]
-    tenants: Vec<Weight>,
+    weights: Vec<Weight>,
 
     /// A tenant with so much more service than another gives way to it
     #[arg(long, value_name = "TIME", value_parser = time::parse, default_value = "1s")]
@@ -136,7 +136,7 @@ impl LoadArgs {
             delta: !cache.swap_whole,
         });
         let weights: BTreeMap<String, f64> = self
-            .tenants
+            .weights
             .iter()
             .map(|tenant| (tenant.name.clone(), tenant.weight))
             .collect();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sedge_api::{ServedModel, Server, ServerConfig};
-use sedge_engine::{Engine, EngineConfig, EngineStats, Sampling};
+use sedge_engine::{CacheConfig, Engine, EngineConfig, EngineStats, Prefixes, Sampling};
 use sedge_formats::template::ChatTemplate;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
@@ -59,6 +59,14 @@ impl TestServer {
     }
 
     pub(crate) fn with(config: ServerConfig, limits: EngineConfig) -> TestServer {
+        // The scripted model reads its answer from a prompt that is computed.
+        let limits = EngineConfig {
+            cache: CacheConfig {
+                prefixes: Prefixes::Off,
+                ..CacheConfig::default()
+            },
+            ..limits
+        };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
