@@ -182,7 +182,7 @@ describe("the sedge binary", { skip: process.env.SEDGE_URL ? false : "SEDGE_URL 
     await live.route("**/live?*", (route) => route.abort());
     await live.getByText("does not answer").waitFor();
     await live.unroute("**/live?*");
-    await live.getByText("seedling").waitFor();
+    await live.getByRole("status").getByText("seedling").waitFor();
     await shot(live, "live");
   });
 
