@@ -12,7 +12,7 @@ use crate::asker::Asker;
 use crate::error::{ApiError, Origin};
 use crate::openai::response::Usage;
 use crate::server::ServedModel;
-use crate::traces::About;
+use crate::traces::{About, Span};
 
 type Events = Pin<Box<dyn Stream<Item = (usize, Event)> + Send>>;
 
@@ -21,11 +21,24 @@ pub(crate) struct Answers {
     app: Arc<App>,
     model: usize,
     tenant: Arc<str>,
-    /// What the spans tell of them, if spans are wanted.
-    about: Option<About>,
+    /// The request's span until all have ended, if spans are wanted.
+    span: Option<Span>,
+    /// Answers to each prompt.
+    n: usize,
     events: SelectAll<Events>,
     /// When each answer's last token came.
     last: Vec<Option<Instant>>,
+}
+
+/// What an HTTP request asks for, for its span.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Call<'a> {
+    /// `chat` or `text_completion`.
+    pub(crate) operation: &'static str,
+    /// The reply's id.
+    pub(crate) id: &'a str,
+    /// Answers to each prompt.
+    pub(crate) n: usize,
 }
 
 /// Refuses more answers than the queue can ever hold; `field` asks for so many.
@@ -45,29 +58,35 @@ impl Answers {
     pub(crate) fn submit(
         app: Arc<App>,
         model: usize,
-        operation: &'static str,
+        call: Call,
         requests: Vec<Request>,
         asker: &Asker,
         origin: Origin,
     ) -> Result<Answers, ApiError> {
         let last = vec![None; requests.len()];
-        let about = app.traces.wanted().then(|| About {
-            operation,
+        let first = requests.first();
+        let mut span = app.traces.begin(requests.len(), || About {
+            operation: call.operation,
+            id: Some(call.id.to_owned()),
             model: app.models[model].name.clone(),
             tenant: asker.tenant.clone(),
-            priority: requests.first().map_or(0, |r| r.priority),
+            priority: asker.priority(first.map_or(0, |r| r.priority)),
             parent: asker.parent.clone(),
-            max_tokens: requests.first().and_then(|r| r.max_tokens),
-            temperature: requests.first().map(|r| r.sampling.temperature),
+            max_tokens: first.and_then(|r| r.max_tokens),
+            temperature: first.map(|r| r.sampling.temperature),
         });
         let engine = &app.models[model].engine;
         let mut events = SelectAll::new();
         for (choice, mut request) in requests.into_iter().enumerate() {
             asker.sign(&mut request);
             // An error drops, and thereby cancels, those already submitted.
-            let output = engine
-                .submit(request)
-                .map_err(|error| ApiError::submit(error, origin))?;
+            let output = engine.submit(request).map_err(|error| {
+                let error = ApiError::submit(error, origin);
+                if let Some(span) = &mut span {
+                    span.refused(&error);
+                }
+                error
+            })?;
             let stream: Events = Box::pin(unfold(output, move |mut output| async move {
                 output.next().await.map(|event| ((choice, event), output))
             }));
@@ -75,7 +94,8 @@ impl Answers {
         }
         Ok(Answers {
             tenant: asker.tenant.clone(),
-            about,
+            span,
+            n: call.n,
             app,
             model,
             events,
@@ -95,8 +115,11 @@ impl Answers {
             }
             Event::Finished(finish) => {
                 self.app.metrics.finished(self.model, &self.tenant, finish);
-                if let Some(about) = &self.about {
-                    self.app.traces.answered(about, finish);
+                let first = choice.is_multiple_of(self.n);
+                if let Some(span) = &mut self.span
+                    && span.answered(choice, finish, first)
+                {
+                    self.span = None; // sends it
                 }
             }
             Event::Prompt(_) | Event::Embedding(_) => {}

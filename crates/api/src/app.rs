@@ -4,11 +4,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::Semaphore;
 
+use crate::collector::Collector;
 use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::openai::fields::Fields;
 use crate::server::{ServedModel, ServerConfig};
-use crate::traces::{Collector, Traces};
+use crate::traces::Traces;
 
 /// Request bodies being read may take this many times the largest one's size together.
 const BODIES_AT_ONCE: usize = 4;

@@ -37,8 +37,14 @@ impl Asker {
     /// Puts the name on a request; one that may not hurry others does not.
     pub(crate) fn sign(&self, request: &mut sedge_engine::Request) {
         request.tenant = self.tenant.clone();
-        if !self.may_hurry {
-            request.priority = request.priority.max(0);
+        request.priority = self.priority(request.priority);
+    }
+
+    /// The priority that it gets when it asks for this one.
+    pub(crate) fn priority(&self, asked: i32) -> i32 {
+        match self.may_hurry {
+            true => asked,
+            false => asked.max(0),
         }
     }
 }

@@ -10,7 +10,7 @@ use futures_util::stream::unfold;
 use sedge_engine::{Event, Finish, TokenEvent};
 use sedge_formats::tokenizer::Tokenizer;
 
-use crate::answers::{Answers, must_queue};
+use crate::answers::{Answers, Call, must_queue};
 use crate::app::{App, aside};
 use crate::asker::Asker;
 use crate::error::{ApiError, Origin};
@@ -95,7 +95,12 @@ impl Chat {
             system_fingerprint: FINGERPRINT,
         };
         let tokenizer = served.tokenizer.clone();
-        let answers = Answers::submit(app, model, "chat", requests, asker, origin)?;
+        let call = Call {
+            operation: "chat",
+            id: &envelope.id,
+            n,
+        };
+        let answers = Answers::submit(app, model, call, requests, asker, origin)?;
         let tools: Arc<[Tool]> = std::mem::take(&mut request.tools).into();
         let choices = (0..n).map(|_| Choice::new(&request, &tools)).collect();
         Ok(Chat {

@@ -10,7 +10,7 @@ use futures_util::stream::unfold;
 use sedge_engine::{Event, Finish, Logprob, TokenEvent};
 use sedge_formats::tokenizer::Tokenizer;
 
-use crate::answers::{Answers, must_queue};
+use crate::answers::{Answers, Call, must_queue};
 use crate::app::{App, aside};
 use crate::asker::Asker;
 use crate::chat::FINGERPRINT;
@@ -125,7 +125,12 @@ impl Completion {
             model: served.name.clone(),
             system_fingerprint: FINGERPRINT,
         };
-        let answers = Answers::submit(app, model, "text_completion", requests, asker, origin)?;
+        let call = Call {
+            operation: "text_completion",
+            id: &envelope.id,
+            n,
+        };
+        let answers = Answers::submit(app, model, call, requests, asker, origin)?;
         Ok(Completion {
             answers,
             choices,

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use sedge_engine::{Event, FinishReason, Goal, Output, SubmitError};
+use sedge_engine::{Event, Finish, FinishReason, Goal, Output, SubmitError};
 use serde::Serialize;
 
 use crate::app::{App, aside};
@@ -111,6 +111,16 @@ async fn embed(
     urgency: Urgency,
 ) -> Result<(Vec<Vec<f32>>, usize), ApiError> {
     let engine = &app.models[model].engine;
+    let mut span = app.traces.begin(prompts.len(), || About {
+        operation: "embeddings",
+        id: None,
+        model: app.models[model].name.clone(),
+        tenant: asker.tenant.clone(),
+        priority: asker.priority(urgency.priority),
+        parent: asker.parent.clone(),
+        max_tokens: None,
+        temperature: None,
+    });
     let origin = Origin {
         prompt: "input",
         constraint: "",
@@ -135,55 +145,55 @@ async fn embed(
                 Ok(output) => running.push(one(app, model, asker, *index, output)),
                 // A place comes free when one of our own ends.
                 Err(SubmitError::Busy { .. }) if !running.is_empty() => break,
-                Err(error) => return Err(ApiError::submit(error, origin)),
+                Err(error) => {
+                    let error = ApiError::submit(error, origin);
+                    if let Some(span) = &mut span {
+                        span.refused(&error);
+                    }
+                    return Err(error);
+                }
             }
             waiting.next();
         }
         match running.next().await {
             None => return Ok((vectors, tokens)),
             Some(result) => {
-                let (index, vector, read) = result?;
-                vectors[index] = vector;
-                tokens += read;
+                let (index, vector, finish) = result?;
+                if let Some(span) = &mut span {
+                    span.answered(index, &finish, true);
+                }
+                tokens += finish.usage.prompt;
+                vectors[index] = vector_of(app, vector, finish.reason)?;
             }
         }
     }
 }
 
-/// Waits for one input's vector.
+/// An input's vector, if it was computed.
+fn vector_of(app: &App, vector: Vec<f32>, reason: FinishReason) -> Result<Vec<f32>, ApiError> {
+    match reason {
+        FinishReason::Stop | FinishReason::Length => Ok(vector),
+        FinishReason::Deadline => Err(ApiError::Deadline),
+        FinishReason::Error(_) if app.draining() => Err(ApiError::Draining),
+        FinishReason::Error(why) => Err(ApiError::Internal(why)),
+    }
+}
+
+/// Waits for one input's vector and its end.
 async fn one(
     app: &App,
     model: usize,
     asker: &Asker,
     index: usize,
     mut output: Output,
-) -> Result<(usize, Vec<f32>, usize), ApiError> {
+) -> Result<(usize, Vec<f32>, Finish), ApiError> {
     let mut vector = Vec::new();
     while let Some(event) = output.next().await {
         match event {
             Event::Embedding(values) => vector = values,
             Event::Finished(finish) => {
                 app.metrics.finished(model, &asker.tenant, &finish);
-                if app.traces.wanted() {
-                    let about = About {
-                        operation: "embeddings",
-                        model: app.models[model].name.clone(),
-                        tenant: asker.tenant.clone(),
-                        priority: 0,
-                        parent: asker.parent.clone(),
-                        max_tokens: None,
-                        temperature: None,
-                    };
-                    app.traces.answered(&about, &finish);
-                }
-                return match finish.reason {
-                    FinishReason::Deadline => Err(ApiError::Deadline),
-                    FinishReason::Error(_) if app.draining() => Err(ApiError::Draining),
-                    FinishReason::Error(why) => Err(ApiError::Internal(why)),
-                    FinishReason::Stop | FinishReason::Length => {
-                        Ok((index, vector, finish.usage.prompt))
-                    }
-                };
+                return Ok((index, vector, finish));
             }
             Event::Token(_) | Event::Prompt(_) => {}
         }

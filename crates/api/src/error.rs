@@ -176,6 +176,11 @@ impl ApiError {
         }
     }
 
+    /// OpenAI's code of the error.
+    pub(crate) fn code(&self) -> Option<&'static str> {
+        self.parts().2
+    }
+
     /// The field that is to blame.
     fn param(&self) -> Option<&str> {
         match self {

@@ -12,6 +12,7 @@ mod asker;
 mod auth;
 mod body;
 mod chat;
+mod collector;
 mod completions;
 mod connection;
 mod embeddings;

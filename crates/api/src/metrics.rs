@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
-use sedge_engine::{EngineStats, Finish};
+use sedge_engine::{EngineStats, Finish, FinishReason};
 
 use crate::app::App;
 use crate::ids;
@@ -119,9 +119,11 @@ impl Metrics {
             .fetch_add(usage.completion as u64, Ordering::Relaxed);
         model.queued.record(timings.queued);
         model.duration.record(timings.total);
-        model.first_token.record(timings.first_token);
-        let now = Instant::now();
-        model.recent_first_token.note(now, timings.first_token);
+        if has_begun(finish) {
+            model.first_token.record(timings.first_token);
+            let now = Instant::now();
+            model.recent_first_token.note(now, timings.first_token);
+        }
         if let Some(later) = usage.completion.checked_sub(1).filter(|later| *later > 0) {
             let time = timings.total.saturating_sub(timings.first_token);
             model.per_token.record(time.div_f64(later as f64));
@@ -143,7 +145,9 @@ impl Metrics {
             tenant.finished += 1;
             tenant.prompt_tokens += finish.usage.prompt as u64;
             tenant.completion_tokens += finish.usage.completion as u64;
-            tenant.first_token.record(finish.timings.first_token);
+            if has_begun(finish) {
+                tenant.first_token.record(finish.timings.first_token);
+            }
         }
     }
 
@@ -226,11 +230,11 @@ impl Metrics {
             out.sample("sedge_http_responses_total", &labels, count);
         }
         out.family(
-            "sedge_trace_answers_lost_total",
+            "sedge_traces_lost_total",
             "counter",
-            "Answers whose spans did not reach the collector.",
+            "Requests whose spans did not reach the collector.",
         );
-        out.sample("sedge_trace_answers_lost_total", &[], lost_spans);
+        out.sample("sedge_traces_lost_total", &[], lost_spans);
         self.engine_text(engines, &mut out);
         self.model_text(&mut out);
         self.tenant_text(&mut out);
@@ -424,6 +428,13 @@ impl Metrics {
     }
 }
 
+/// Whether anything came; of an answer that ended before, the engine reports its end as the time
+/// of its first token.
+fn has_begun(finish: &Finish) -> bool {
+    let whole = matches!(finish.reason, FinishReason::Stop | FinishReason::Length);
+    whole || finish.usage.completion > 0
+}
+
 /// `GET /metrics`
 pub(crate) async fn show(State(app): State<Arc<App>>) -> impl IntoResponse {
     let engines: Vec<EngineStats> = app
@@ -512,7 +523,7 @@ impl Text {
 
 #[cfg(test)]
 mod tests {
-    use sedge_engine::{FinishReason, Timings, Usage};
+    use sedge_engine::{Timings, Usage};
 
     use super::*;
 
@@ -558,6 +569,27 @@ mod tests {
             "sedge_request_duration_seconds_count{model=\"a\\\"b\"} 1",
             "sedge_tenant_requests_finished_total{tenant=\"team\"} 1",
             "sedge_tenant_time_to_first_token_seconds_count{tenant=\"team\"} 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn an_answer_that_never_began_has_no_time_to_its_first_token() {
+        let metrics = Metrics::new(vec!["m".into()]);
+        let finish = Finish {
+            reason: FinishReason::Deadline,
+            text: String::new(),
+            usage: Usage::default(),
+            timings: Timings::default(),
+        };
+        metrics.finished(0, "team", &finish);
+        assert_eq!(metrics.recent(0, Instant::now())[0], None);
+        let text = metrics.text(&[EngineStats::default()], 0);
+        for line in [
+            "sedge_tenant_requests_finished_total{tenant=\"team\"} 1",
+            "sedge_tenant_time_to_first_token_seconds_count{tenant=\"team\"} 0",
+            "sedge_time_to_first_token_seconds_count{model=\"m\"} 0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }

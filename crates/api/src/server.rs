@@ -14,10 +14,10 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::app::App;
+use crate::collector::Collector;
 use crate::connection::{self, Phase};
 use crate::routes;
 use crate::seats::{self, Seats};
-use crate::traces::Collector;
 
 /// After a failed accept, so that a lack of file descriptors does not keep a core busy.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -209,6 +209,7 @@ impl Server {
             phase.send_replace(Phase::Cut);
             seats.emptied(LAST_BYTES).await;
         }
+        app.traces.finish().await;
         Ok(())
     }
 }
