@@ -611,6 +611,59 @@ describe("a scripted server", () => {
     });
   }
 
+  /** The live view, once it shows something. */
+  async function liveView(options) {
+    const page = await visit(mock.url, options);
+    await page.goto(new URL("live.html", mock.url).href);
+    return page;
+  }
+
+  for (const [name, options] of [["light", DESKTOP], ["dark", { ...DESKTOP, colorScheme: "dark" }], ["phone", PHONE]]) {
+    test(`the live view fits, can be read and is nothing serious for axe: ${name}`, async () => {
+      const page = await liveView(options);
+      await page.locator("#requests progress").first().waitFor();
+      assert.equal(await page.evaluate(() => document.documentElement.scrollWidth), options.viewport.width);
+      // Text of drawings is not scaled down with them.
+      assert.ok(await page.locator("#tokens svg").evaluate((svg) => svg.getScreenCTM().a > 0.95));
+      await accessible(page, `live ${name}`);
+      await shot(page, `live-${name}`);
+      // The tables are reached and scrolled by keyboard.
+      await page.getByRole("region", { name: "Requests" }).focus();
+      assert.ok(await page.getByRole("region", { name: "Requests" }).evaluate((it) => it === document.activeElement));
+    });
+  }
+
+  test("the live view asks for a key, says when it is wrong, and goes on with the right one", async () => {
+    mock.key = "sesame";
+    const page = await liveView();
+    await page.getByRole("status").getByText("needs an API key").waitFor();
+    await page.keyboard.type("wrong");
+    await page.keyboard.press("Enter");
+    await page.getByRole("status").getByText("not accepted").waitFor();
+    await page.getByLabel("API key").fill("sesame");
+    await page.keyboard.press("Enter");
+    await page.locator("#requests progress").first().waitFor();
+    await page.reload();
+    await page.locator("#requests progress").first().waitFor();
+  });
+
+  test("the live view begins again with a server that was started again, and sees one that keeps silent", async () => {
+    const page = await liveView();
+    await page.locator("#requests progress").first().waitFor();
+    while (mock.live.asked.at(-1).since !== 300) await page.waitForTimeout(100);
+    // Fewer steps than were seen: asked only for later ones, it would show none.
+    Object.assign(mock.live, { started: 2, steps: 30, asked: [] });
+    while (mock.live.asked.at(-1)?.since !== 30) await page.waitForTimeout(100);
+    assert.deepEqual(mock.live.asked.slice(0, 2).map(({ since }) => since), [300, 0]);
+    mock.live.silent = true;
+    await page.getByRole("status").getByText("does not answer").waitFor();
+    mock.live.silent = false;
+    await page.getByRole("status").getByText("seedling").waitFor();
+    await page.getByLabel("Model").selectOption("qwen3-4b");
+    await page.getByRole("status").getByText("qwen3-4b").waitFor();
+    await page.getByRole("cell", { name: "–" }).first().waitFor();
+  });
+
   test("a browser with other programs' entries, or no storage at all, still chats", async () => {
     const page = await ready(mock.url);
     await page.evaluate(() => {

@@ -61,10 +61,11 @@ function answerTo(messages) {
 /**
  * Starts it. In what it returns, `requests` holds the bodies that came, `fail` takes errors for the
  * next requests ({ status, error, headers } or "cut"), `key` is asked for when set, and `delay` is
- * the milliseconds between two pieces.
+ * the milliseconds between two pieces. `live` is what the live view's engine did: when its server
+ * started, how many steps it ran, whether it keeps silent, and the questions that came (`asked`).
  */
 export async function startMock({ port = 0, delay = 12 } = {}) {
-  const mock = { requests: [], fail: [], key: null, delay, cancelled: 0 };
+  const mock = { requests: [], fail: [], key: null, delay, cancelled: 0, live: { started: 1, steps: 300, silent: false, asked: [] } };
 
   const json = (response, status, body, headers = {}) => {
     response.writeHead(status, { "content-type": "application/json", ...headers });
@@ -108,11 +109,34 @@ export async function startMock({ port = 0, delay = 12 } = {}) {
     response.end();
   }
 
+  function live(query, response) {
+    const { started, steps, silent, asked } = mock.live;
+    const [since, number] = [Number(query.get("since")), Number(query.get("model"))];
+    asked.push({ since, number });
+    if (silent) return;
+    const percentiles = { p50: 12.3, p90: 45.6, p99: 789, count: 1200 };
+    const step = (i) => ({ number: i + 1, at: 100 * i, ms: 80, planning_ms: 1, predicted_ms: 75, generated: 6, prompt: i % 40, running: 6, waiting: 2, preempted: 0, pages: [120, 300, 80, 10] });
+    json(response, 200, {
+      started,
+      models: MODELS.map(({ id }) => id),
+      model: {
+        number, waiting: 2, running: 6,
+        pages: { all: 600, running: 120, cached: 300, host: 80, disk: 10 },
+        counts: { finished: 4, refused: 0, cancelled: 1, preempted: 3, reused_tokens: 30, asked_tokens: 90 },
+        latency: { ttft_ms: percentiles, tbt_ms: number ? null : percentiles },
+        steps: Array.from({ length: steps }, (_, i) => step(i)).slice(since),
+        requests: Array.from({ length: 8 }, (_, i) => ({ number: 90 + i, tenant: i ? `team-${i}` : "", priority: i % 3, seconds: i * 1.25, running: i > 1, prompt: 400, computed: 100 * i, generated: 10 * i })),
+        unlisted: 0,
+      },
+    });
+  }
+
   const server = createServer(async (request, response) => {
-    const path = new URL(request.url, "http://mock").pathname;
-    if (path.startsWith("/v1/") && mock.key && request.headers.authorization !== `Bearer ${mock.key}`)
+    const { pathname: path, searchParams: query } = new URL(request.url, "http://mock");
+    if ((path.startsWith("/v1/") || path === "/live") && mock.key && request.headers.authorization !== `Bearer ${mock.key}`)
       return json(response, 401, { error: { message: "This server needs an API key.", code: "invalid_api_key" } });
     if (path === "/v1/models") return json(response, 200, { object: "list", data: MODELS });
+    if (path === "/live") return live(query, response);
     if (path === "/v1/chat/completions") return chat(request, response);
     try {
       const name = path === "/" ? "index.html" : path.slice(1);

@@ -40,7 +40,11 @@ pub(crate) async fn show(
         let stats = engine.stats();
         let steps = engine.steps(seen.since);
         let steps = &steps[steps.len().saturating_sub(STEPS)..];
-        let requests = engine.requests();
+        // Asking keeps the list alive; one that no step has followed since may be of the past.
+        let mut requests = engine.requests();
+        if stats.running + stats.waiting == 0 {
+            requests.clear();
+        }
         let [ttft, tbt] = app.metrics.recent(number, Instant::now());
         json!({
             "number": number,
@@ -67,7 +71,7 @@ pub(crate) async fn show(
             "unlisted": requests.len().saturating_sub(LISTED),
         })
     });
-    Json(json!({"models": names, "model": model}))
+    Json(json!({"started": app.metrics.started, "models": names, "model": model}))
 }
 
 fn milliseconds(time: Duration) -> f64 {

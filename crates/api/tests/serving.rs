@@ -657,8 +657,25 @@ fn the_live_view_tells_steps_requests_and_latencies() {
     assert_eq!(last, 0);
     let later = server.get("/live?model=0&since=3").json();
     assert_eq!(later["model"]["steps"][0]["number"], 4);
+    assert!(later["started"].as_u64().unwrap() > 1_700_000_000);
     assert_eq!(server.get("/live?since=x").status, 400);
     assert_eq!(server.get("/live?model=99").json()["model"]["number"], 2);
+}
+
+#[test]
+fn the_live_view_lists_nobody_who_has_gone() {
+    let server = TestServer::start();
+    let open = server.get("/live").json();
+    assert_eq!(open["model"]["requests"], json!([]));
+    let mut running = server.stream(CHAT, &chat("*", json!({"stream": true, "priority": 3})));
+    let listed = || server.get("/live").json()["model"]["requests"].clone();
+    let until = std::time::Instant::now() + support::PATIENCE;
+    while listed()[0]["priority"] != 3 {
+        assert!(std::time::Instant::now() < until && running.next().is_some());
+    }
+    drop(running);
+    server.wait_for(|stats| stats.cancelled == 1 && stats.running == 0);
+    assert_eq!(listed(), json!([]));
 }
 
 #[test]

@@ -48,7 +48,8 @@ async function request(path, options = {}) {
 
 /** What an engine does: its steps after number `since`, its requests, its latencies. */
 export async function getLive(model, since) {
-  const response = await request(`../live?model=${model}&since=${since}`);
+  // A server that takes the question and says nothing is as good as gone.
+  const response = await request(`../live?model=${model}&since=${since}`, { signal: AbortSignal.timeout(5000) });
   return response.json();
 }
 

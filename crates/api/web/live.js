@@ -6,14 +6,28 @@ import { $, h } from "./dom.js";
 /** Milliseconds of the past that charts show, and between two questions. */
 const WINDOW = 60_000;
 const PAUSE = 1000;
-/** Size of a chart's drawing; it is stretched to its place. */
-const [WIDTH, HEIGHT, LEFT] = [600, 150, 34];
+/** Size of a chart's drawing, as wide as its place so that its text keeps its size. */
+const [HEIGHT, LEFT] = [150, 34];
 /** Vertical slices of a chart: steps within one are drawn together. */
 const SLICES = 150;
 
+/** The steps of the window, and one before it. */
 let steps = [];
 let since = 0;
 let model = 0;
+/** When the server started: another time is another server, whose steps count from 1. */
+let started = null;
+/** This page's time less the engine's, as nearly as an answer has shown it. */
+let ahead = Infinity;
+
+/** The engine's time now, also while it has nothing to do. */
+const now = () => performance.now() - ahead;
+
+function forget() {
+  steps = [];
+  since = 0;
+  ahead = Infinity;
+}
 
 const count = (n) => n >= 10_000 ? `${(n / 1000).toFixed(0)}k` : String(n);
 const ms = (x) => x === undefined || x === null ? "–" : x >= 100 ? x.toFixed(0) : x.toFixed(1);
@@ -31,13 +45,20 @@ function nice(value) {
   return [1, 2, 5, 10].map((x) => x * power).find((x) => x >= value);
 }
 
-/** The steps of the window in slices of equal time, each `{ at, steps }`. */
-function slices() {
-  const end = steps.length ? steps.at(-1).at : 0;
+/** The steps of the last minute in slices of equal time; if `held`, one without steps has the last before it. */
+function slices(held) {
   const slices = Array.from({ length: SLICES }, () => []);
+  let last = [];
   for (const step of steps) {
-    const slice = SLICES - 1 - Math.floor((end - step.at) / WINDOW * SLICES);
-    slices[slice]?.push(step);
+    const slice = SLICES - 1 - Math.floor(Math.max(0, now() - step.at) / WINDOW * SLICES);
+    if (slice < 0) last = [step];
+    else slices[slice].push(step);
+  }
+  if (held) {
+    slices.forEach((slice, i) => {
+      if (slice.length) last = slice.slice(-1);
+      else slices[i] = last;
+    });
   }
   return slices;
 }
@@ -45,9 +66,10 @@ function slices() {
 const mean = (steps, of) => steps.length ? steps.reduce((sum, step) => sum + of(step), 0) / steps.length : null;
 const max = (steps, of) => steps.length ? Math.max(...steps.map(of)) : null;
 
-/** A chart of series over the slices: areas on top of each other, or lines. */
-function chart(place, series, { stacked, label }) {
-  const all = slices();
+/** A chart of series over the slices: areas on top of each other, or lines. What is `held` lasts until the next step. */
+function chart(place, series, { stacked, held, label }) {
+  const WIDTH = Math.max(200, Math.round(place.clientWidth) || 600);
+  const all = slices(held);
   const values = series.map(({ of }) => all.map(of));
   const sums = all.map((_, i) => stacked
     ? values.reduce((sum, line) => sum + (line[i] ?? 0), 0)
@@ -94,29 +116,30 @@ function drawCharts() {
   chart($("tokens"), [
     { colour: "c1", of: (s) => mean(s, (step) => step.generated) },
     { colour: "c2", of: (s) => mean(s, (step) => step.prompt) },
-  ], { stacked: true, label: "Tokens of each step, of answers and of prompts" });
+  ], { stacked: true, held: false, label: "Tokens of each step, of answers and of prompts" });
   chart($("times"), [
     { colour: "c1", of: (s) => max(s, (step) => step.ms) },
     { colour: "c3", of: (s) => max(s.filter((step) => step.predicted_ms !== null), (step) => step.predicted_ms) },
-  ], { stacked: false, label: "Milliseconds of each step" });
+  ], { stacked: false, held: false, label: "Milliseconds of each step" });
   chart($("queue"), [
     { colour: "c1", of: (s) => max(s, (step) => step.running) },
     { colour: "c2", of: (s) => max(s, (step) => step.waiting) },
-  ], { stacked: false, label: "Requests that run and that wait" });
+  ], { stacked: false, held: true, label: "Requests that run and that wait" });
   chart($("pages"), [0, 1, 2, 3].map((tier) => (
     { colour: `c${tier + 1}`, of: (s) => mean(s, (step) => step.pages[tier]) }
-  )), { stacked: true, label: "Pages of keys and values in each tier" });
+  )), { stacked: true, held: true, label: "Pages of keys and values in each tier" });
 }
 
 function row(cell, values, numbers) {
-  return h("tr", {}, ...values.map((value, i) => h(cell, { class: numbers.has(i) ? "number" : null }, value)));
+  const props = (i) => ({ class: numbers.has(i) ? "number" : null, scope: cell === "th" ? "col" : null });
+  return h("tr", {}, ...values.map((value, i) => h(values[i] === "" ? "td" : cell, props(i), value)));
 }
 
 function drawFacts(view) {
   const { pages, counts } = view;
-  const recent = steps.filter((step) => step.at > steps.at(-1).at - 5000);
-  const span = recent.length > 1 ? (recent.at(-1).at + recent.at(-1).ms - recent[0].at) / 1000 : 0;
-  const rate = (of) => span ? Math.round(recent.reduce((sum, step) => sum + of(step), 0) / span) : 0;
+  const recent = steps.filter((step) => step.at > now() - 5000);
+  const span = recent.length ? Math.max(now() - recent[0].at, 1000) / 1000 : 1;
+  const rate = (of) => Math.round(recent.reduce((sum, step) => sum + of(step), 0) / span);
   const reused = counts.asked_tokens ? `${(100 * counts.reused_tokens / counts.asked_tokens).toFixed(0)} %` : "–";
   const facts = [
     ["running", view.running],
@@ -156,28 +179,36 @@ function drawTables(view) {
 }
 
 function say(text, bad = false) {
-  $("state").textContent = text;
+  // A status that is set again would be read out again.
+  if ($("state").textContent !== text) $("state").textContent = text;
   $("state").classList.toggle("bad", bad);
 }
 
 async function look() {
-  const { models, model: view } = await getLive(model, since);
+  const asked = model;
+  const { started: start, models, model: view } = await getLive(asked, since);
+  if (asked !== model) return;
+  if (started !== start) {
+    const first = started === null;
+    started = start;
+    // This answer is without the steps before `since`, which was another server's.
+    if (!first) { forget(); return look(); }
+  }
   $("which").hidden = models.length < 2;
   if ($("model").options.length !== models.length) {
     $("model").replaceChildren(...models.map((name, i) => h("option", { value: i }, name)));
   }
-  // A number that went back is another server's.
-  const first = view.steps.length ? view.steps[0].number : since;
-  if (first < since) { steps = []; since = 0; }
   steps.push(...view.steps);
-  if (steps.length) {
-    since = steps.at(-1).number;
-    const oldest = steps.at(-1).at - WINDOW;
-    steps = steps.slice(steps.findIndex((step) => step.at >= oldest));
+  if (view.steps.length) {
+    const last = view.steps.at(-1);
+    since = last.number;
+    ahead = Math.min(ahead, performance.now() - last.at - last.ms);
   }
+  const within = steps.findIndex((step) => step.at >= now() - WINDOW);
+  steps = steps.slice(within < 0 ? -1 : Math.max(within - 1, 0));
   $("ask").hidden = true;
   $("main").hidden = false;
-  if (steps.length) drawFacts(view);
+  drawFacts(view);
   drawCharts();
   drawTables(view);
   say(models[model] + (view.running + view.waiting ? "" : " · idle"));
@@ -190,12 +221,13 @@ async function watch() {
     } catch (error) {
       if (error.status === 401) {
         say(hasKey() ? "The key was not accepted." : "This server needs an API key.", true);
-        $("ask").hidden = false;
         $("main").hidden = true;
+        if ($("ask").hidden) {
+          $("ask").hidden = false;
+          $("key").focus();
+        }
       } else {
         say("The server does not answer; trying again…", true);
-        since = 0;
-        steps = [];
       }
     }
     await new Promise((resume) => setTimeout(resume, PAUSE));
@@ -204,8 +236,7 @@ async function watch() {
 
 $("model").addEventListener("change", (event) => {
   model = Number(event.target.value);
-  since = 0;
-  steps = [];
+  forget();
 });
 $("ask").addEventListener("submit", (event) => {
   event.preventDefault();
