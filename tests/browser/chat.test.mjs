@@ -655,6 +655,11 @@ describe("a scripted server", () => {
     Object.assign(mock.live, { started: 2, steps: 30, asked: [] });
     while (mock.live.asked.at(-1)?.since !== 30) await page.waitForTimeout(100);
     assert.deepEqual(mock.live.asked.slice(0, 2).map(({ since }) => since), [300, 0]);
+    // After the last step, in which 6 ran, the line goes on with what the server says of now.
+    const ends = () => page.locator("#queue path.line.c1").getAttribute("d").then((d) => Number(d.split(" ").at(-1)));
+    const busy = await ends();
+    mock.live.running = 0;
+    await page.waitForFunction((before) => Number(document.querySelector("#queue path.line.c1").getAttribute("d").split(" ").at(-1)) > before, busy);
     mock.live.silent = true;
     await page.getByRole("status").getByText("does not answer").waitFor();
     mock.live.silent = false;

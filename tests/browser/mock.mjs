@@ -62,10 +62,10 @@ function answerTo(messages) {
  * Starts it. In what it returns, `requests` holds the bodies that came, `fail` takes errors for the
  * next requests ({ status, error, headers } or "cut"), `key` is asked for when set, and `delay` is
  * the milliseconds between two pieces. `live` is what the live view's engine did: when its server
- * started, how many steps it ran, whether it keeps silent, and the questions that came (`asked`).
+ * started, how many steps it ran, how many requests run now, whether it keeps silent, and the questions that came (`asked`).
  */
 export async function startMock({ port = 0, delay = 12 } = {}) {
-  const mock = { requests: [], fail: [], key: null, delay, cancelled: 0, live: { started: 1, steps: 300, silent: false, asked: [] } };
+  const mock = { requests: [], fail: [], key: null, delay, cancelled: 0, live: { started: 1, steps: 300, running: 6, silent: false, asked: [] } };
 
   const json = (response, status, body, headers = {}) => {
     response.writeHead(status, { "content-type": "application/json", ...headers });
@@ -110,7 +110,7 @@ export async function startMock({ port = 0, delay = 12 } = {}) {
   }
 
   function live(query, response) {
-    const { started, steps, silent, asked } = mock.live;
+    const { started, steps, running, silent, asked } = mock.live;
     const [since, number] = [Number(query.get("since")), Number(query.get("model"))];
     asked.push({ since, number });
     if (silent) return;
@@ -120,7 +120,7 @@ export async function startMock({ port = 0, delay = 12 } = {}) {
       started,
       models: MODELS.map(({ id }) => id),
       model: {
-        number, waiting: 2, running: 6,
+        number, waiting: 2, running,
         pages: { all: 600, running: 120, cached: 300, host: 80, disk: 10 },
         counts: { finished: 4, refused: 0, cancelled: 1, preempted: 3, reused_tokens: 30, asked_tokens: 90 },
         latency: { ttft_ms: percentiles, tbt_ms: number ? null : percentiles },

@@ -15,6 +15,8 @@ const SLICES = 150;
 let steps = [];
 let since = 0;
 let model = 0;
+/** How things are after the last step, in a step's words. */
+let current = null;
 /** When the server started: another time is another server, whose steps count from 1. */
 let started = null;
 /** This page's time less the engine's, as nearly as an answer has shown it. */
@@ -25,6 +27,7 @@ const now = () => performance.now() - ahead;
 
 function forget() {
   steps = [];
+  current = null;
   since = 0;
   ahead = Infinity;
 }
@@ -45,7 +48,7 @@ function nice(value) {
   return [1, 2, 5, 10].map((x) => x * power).find((x) => x >= value);
 }
 
-/** The steps of the last minute in slices of equal time; if `held`, one without steps has the last before it. */
+/** The steps of the last minute in slices of equal time; if `held`, one without steps has what was last. */
 function slices(held) {
   const slices = Array.from({ length: SLICES }, () => []);
   let last = [];
@@ -55,9 +58,10 @@ function slices(held) {
     else slices[slice].push(step);
   }
   if (held) {
+    const end = slices.findLastIndex((slice) => slice.length);
     slices.forEach((slice, i) => {
       if (slice.length) last = slice.slice(-1);
-      else slices[i] = last;
+      else slices[i] = i > end && last.length && current ? [current] : last;
     });
   }
   return slices;
@@ -204,6 +208,7 @@ async function look() {
     since = last.number;
     ahead = Math.min(ahead, performance.now() - last.at - last.ms);
   }
+  current = { running: view.running, waiting: view.waiting, pages: [view.pages.running, view.pages.cached, view.pages.host, view.pages.disk] };
   const within = steps.findIndex((step) => step.at >= now() - WINDOW);
   steps = steps.slice(within < 0 ? -1 : Math.max(within - 1, 0));
   $("ask").hidden = true;
