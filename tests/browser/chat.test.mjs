@@ -183,6 +183,20 @@ describe("the sedge binary", { skip: process.env.SEDGE_URL ? false : "SEDGE_URL 
     await live.getByText("does not answer").waitFor();
     await live.unroute("**/live?*");
     await live.getByRole("status").getByText("seedling").waitFor();
+    // A server that has been started anew counts its steps from the first.
+    const asked = [];
+    await live.route("**/live?*", async (route) => {
+      const since = Number(new URL(route.request().url()).searchParams.get("since"));
+      asked.push(since);
+      const response = await route.fetch();
+      const body = await response.json();
+      const fresh = { ...body.model, last_step: 1, steps: since < 1 ? body.model.steps.slice(0, 1) : [] };
+      fresh.steps = fresh.steps.map((step) => ({ ...step, number: 1 }));
+      await route.fulfill({ json: { ...body, model: fresh } });
+    });
+    await live.waitForRequest((request) => request.url().endsWith("since=1"));
+    assert.ok(asked[0] > 1 && asked.includes(0), String(asked));
+    await live.unroute("**/live?*");
     await shot(live, "live");
   });
 

@@ -166,9 +166,12 @@ async function look() {
   if ($("model").options.length !== models.length) {
     $("model").replaceChildren(...models.map((name, i) => h("option", { value: i }, name)));
   }
-  // A number that went back is another server's.
-  const first = view.steps.length ? view.steps[0].number : since;
-  if (first < since) { steps = []; since = 0; }
+  // Fewer steps than were seen: another server, whose steps are asked for from the first.
+  if (view.last_step < since) {
+    steps = [];
+    since = 0;
+    return look();
+  }
   steps.push(...view.steps);
   if (steps.length) {
     since = steps.at(-1).number;
