@@ -120,7 +120,7 @@ export async function startMock({ port = 0, delay = 12 } = {}) {
       started,
       models: MODELS.map(({ id }) => id),
       model: {
-        number, waiting: 2, running,
+        number, last_step: steps, waiting: 2, running,
         pages: { all: 600, running: 120, cached: 300, host: 80, disk: 10 },
         counts: { finished: 4, refused: 0, cancelled: 1, preempted: 3, reused_tokens: 30, asked_tokens: 90 },
         latency: { ttft_ms: percentiles, tbt_ms: number ? null : percentiles },

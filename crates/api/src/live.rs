@@ -48,6 +48,8 @@ pub(crate) async fn show(
         let [ttft, tbt] = app.metrics.recent(number, Instant::now());
         json!({
             "number": number,
+            // A viewer that has seen later steps has seen another server.
+            "last_step": stats.steps,
             "waiting": stats.waiting,
             "running": stats.running,
             "pages": {

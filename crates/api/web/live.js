@@ -192,11 +192,12 @@ async function look() {
   const asked = model;
   const { started: start, models, model: view } = await getLive(asked, since);
   if (asked !== model) return;
-  if (started !== start) {
-    const first = started === null;
-    started = start;
-    // This answer is without the steps before `since`, which was another server's.
-    if (!first) { forget(); return look(); }
+  // Another start, or fewer steps than were seen: another server, whose steps are asked for from the first.
+  const other = (started !== null && started !== start) || view.last_step < since;
+  started = start;
+  if (other) {
+    forget();
+    return look();
   }
   $("which").hidden = models.length < 2;
   if ($("model").options.length !== models.length) {
