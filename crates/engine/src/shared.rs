@@ -53,8 +53,8 @@ struct Inbox {
     last_end: Duration,
     /// Usual time between two ends while there is work.
     between_ends: Duration,
-    /// Callers who were told to come again and for whom no request has ended since.
-    told: u32,
+    /// Until when the places that come free were promised to callers who were refused.
+    promised: Duration,
     /// Tenants of requests that have not ended, and how many of theirs wait.
     tenants: HashMap<Arc<str>, usize>,
 }
@@ -91,6 +91,20 @@ pub(crate) struct Counters {
     pub(crate) preempted: AtomicU64,
 }
 
+/// Longest time that a caller is told to wait.
+const LONGEST: Duration = Duration::from_secs(60);
+
+impl Inbox {
+    /// One end makes one place: each who is refused is promised the next one. Whole seconds, as
+    /// HTTP wants them.
+    fn promise(&mut self, now: Duration) -> Duration {
+        let next = self.promised.max(now).saturating_add(self.between_ends);
+        self.promised = next.min(now + LONGEST);
+        let seconds = (self.promised - now).as_secs_f64().ceil();
+        Duration::from_secs(seconds.max(1.0) as u64)
+    }
+}
+
 impl Shared {
     pub(crate) fn new(max_waiting: usize, clock: Clock) -> Shared {
         let inbox = Inbox {
@@ -101,7 +115,7 @@ impl Shared {
             state: Door::Open,
             last_end: clock.now(),
             between_ends: Duration::ZERO,
-            told: 0,
+            promised: Duration::ZERO,
             tenants: HashMap::new(),
         };
         Shared {
@@ -143,10 +157,7 @@ impl Shared {
         // thresholds of Choudhury and Hahne, 1998): there is always a place for a newcomer.
         if left == 0 || (others > 0 && own >= left) {
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
-            // One end makes one place: each who is refused is told the next one.
-            inbox.told = inbox.told.saturating_add(1);
-            let seconds = inbox.between_ends.saturating_mul(inbox.told).as_secs_f64();
-            let retry_after = Duration::from_secs(seconds.ceil().clamp(1.0, 60.0) as u64);
+            let retry_after = inbox.promise(self.clock.now());
             return Err(SubmitError::Busy {
                 waiting: inbox.waiting,
                 retry_after,
@@ -237,9 +248,6 @@ impl Shared {
             usual => (usual * 4 + between) / 5,
         };
         inbox.last_end = now;
-        inbox.told = inbox
-            .told
-            .saturating_sub(u32::try_from(ended).unwrap_or(u32::MAX));
     }
 
     /// Takes no more, and waits until nothing is left or the time has passed. True when nothing is left.

@@ -1047,6 +1047,9 @@ fn refusals_say_how_long_the_queue_is() {
         other => panic!("{other:?}"),
     };
     assert_eq!([retry(), retry(), retry()], [2, 4, 6]);
+    // A promise that has passed binds nobody.
+    rig.steps.clock.wait(Duration::from_secs(100));
+    assert_eq!(retry(), 2);
     drop(_waiting);
     rig.finish();
     let _waiting: Vec<Output> = (0..2).map(|_| rig.submit(greedy(vec![1], 4))).collect();
