@@ -274,13 +274,20 @@ impl Cache {
         }
     }
 
-    fn root(&mut self, text: &Text<'_>) -> NodeId {
-        let everybody = Arc::default();
-        let namespace = match self.config.isolate_tenants {
+    /// Whose pages a sequence shares.
+    fn namespace(&self, text: &Text<'_>) -> PageKey {
+        tree::namespace(match self.config.isolate_tenants {
             true => text.tenant,
-            false => &everybody,
-        };
-        self.tree.root(namespace)
+            false => "",
+        })
+    }
+
+    /// The last page of a lease that is the tree's, or where its sequence begins.
+    fn parent(&mut self, lease: &Lease, text: &Text<'_>) -> NodeId {
+        match lease.nodes.last() {
+            Some(&last) => last,
+            None => self.tree.root(self.namespace(text)),
+        }
     }
 
     /// The page of the tree that goes on with a sequence, if it has a copy anywhere.
@@ -298,30 +305,29 @@ impl Cache {
 
     /// The pages that a sequence begins with: those of the tree, then those that are only on disk.
     /// Its last token is computed in any case, since what comes after it is to be chosen.
-    fn path(&mut self, text: &Text<'_>) -> (Vec<NodeId>, Vec<Label>) {
+    fn path(&self, text: &Text<'_>) -> (Vec<NodeId>, Vec<Label>) {
         let (mut path, mut on_disk) = (Vec::new(), Vec::new());
         if !text.reuses || self.config.prefixes == Prefixes::Off {
             return (path, on_disk);
         }
-        let mut last = self.root(text);
-        let mut key = None;
+        let mut key = self.namespace(text);
+        let mut last = self.tree.find_root(key);
         for page in 0..text.tokens.len().saturating_sub(1) / PAGE_TOKENS {
             let label = Self::label(text, page);
-            let next = match key {
-                None => self.next(last, &label),
-                Some(_) => None,
+            last = last.and_then(|last| self.next(last, &label));
+            key = match last {
+                Some(next) => {
+                    path.push(next);
+                    self.tree.node(next).key()
+                }
+                None => {
+                    let Some((label, found)) = self.find_on_disk(key, label) else {
+                        break;
+                    };
+                    on_disk.push(label);
+                    found
+                }
             };
-            if let Some(next) = next {
-                path.push(next);
-                last = next;
-                continue;
-            }
-            let parent = key.unwrap_or(self.tree.node(last).key());
-            let Some((label, found)) = self.find_on_disk(parent, label) else {
-                break;
-            };
-            on_disk.push(label);
-            key = Some(found);
         }
         (path, on_disk)
     }
@@ -347,7 +353,7 @@ impl Cache {
     }
 
     /// What is there of a sequence that waits.
-    pub(crate) fn find(&mut self, text: &Text<'_>) -> Found {
+    pub(crate) fn find(&self, text: &Text<'_>) -> Found {
         let (path, on_disk) = self.path(text);
         let in_use = path.iter().filter(|&&id| self.tree.node(id).users() > 0);
         Found {
@@ -391,7 +397,7 @@ impl Cache {
         for label in on_disk {
             let parent = match path.last() {
                 Some(&last) => last,
-                None => self.root(text),
+                None => self.tree.root(self.namespace(text)),
             };
             let child = self.tree.child(parent, &label);
             // One that has come meanwhile, or that is lost and not yet given up, is let be.
@@ -461,12 +467,10 @@ impl Cache {
         if self.config.prefixes != Prefixes::All || !text.reuses || rest.len() < WORTH_A_COPY {
             return 0;
         }
-        let parent = match lease.nodes.last() {
-            Some(&last) => last,
-            None => self.root(text),
-        };
+        let root = || self.tree.find_root(self.namespace(text));
+        let parent = lease.nodes.last().copied().or_else(root);
         let own = lease.pages[lease.nodes.len()];
-        match self.tree.closest(parent, rest) {
+        match parent.and_then(|parent| self.tree.closest(parent, rest)) {
             Some((node, tokens)) if tokens >= WORTH_A_COPY => {
                 if let Some(page) = self.tree.node(node).device() {
                     executor.copy_page(page, own);
@@ -543,10 +547,7 @@ impl Cache {
         }
         while (lease.nodes.len() + 1) * PAGE_TOKENS <= computed {
             let index = lease.nodes.len();
-            let parent = match lease.nodes.last() {
-                Some(&last) => last,
-                None => self.root(text),
-            };
+            let parent = self.parent(lease, text);
             let label = Self::label(text, index);
             let own = lease.pages[index];
             let id = match self.tree.child(parent, &label) {

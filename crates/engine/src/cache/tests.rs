@@ -5,6 +5,11 @@ use std::collections::BTreeSet;
 use super::*;
 
 impl Cache {
+    /// Pages and namespaces that have a name.
+    pub(crate) fn names(&self) -> usize {
+        self.tree.len()
+    }
+
     /// Checks that each page is free, in one sequence's own part, or in the tree, that counts of
     /// users are right, and that so are the host tier's slots.
     pub(crate) fn audit(&self, leases: &[&Lease]) {

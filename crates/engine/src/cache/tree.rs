@@ -2,7 +2,6 @@
 //! A page that somebody uses has only used pages before it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
 
 use sedge_kernels::PAGE_TOKENS;
 use sedge_tiers::PageKey;
@@ -65,7 +64,8 @@ struct Listed {
 pub(crate) struct Tree {
     nodes: Vec<Option<Node>>,
     vacant: Vec<NodeId>,
-    roots: HashMap<Arc<str>, NodeId>,
+    /// Of namespaces that have pages, by their names' hashes.
+    roots: HashMap<PageKey, NodeId>,
     uses: u64,
     /// Pages of the device tier that can be given up, least recently used first.
     device_leaves: BTreeSet<(u64, NodeId)>,
@@ -88,6 +88,11 @@ impl Label {
         }
         hash(&bytes)
     }
+}
+
+/// The name of what a namespace's sequences begin with.
+pub(crate) fn namespace(name: &str) -> PageKey {
+    hash(name.as_bytes())
 }
 
 /// The first 16 bytes of BLAKE3.
@@ -121,17 +126,22 @@ impl Tree {
         self.idle - self.uncopied.len()
     }
 
-    /// Where a namespace's sequences begin.
-    pub(crate) fn root(&mut self, namespace: &Arc<str>) -> NodeId {
-        if let Some(&root) = self.roots.get(namespace) {
+    /// Where a namespace's sequences begin, if it has any pages.
+    pub(crate) fn find_root(&self, namespace: PageKey) -> Option<NodeId> {
+        self.roots.get(&namespace).copied()
+    }
+
+    /// The same, to add pages to.
+    pub(crate) fn root(&mut self, namespace: PageKey) -> NodeId {
+        if let Some(root) = self.find_root(namespace) {
             return root;
         }
         let label = Label {
             tokens: [0; PAGE_TOKENS],
             prompt: 0,
         };
-        let root = self.insert(None, label, hash(namespace.as_bytes()));
-        self.roots.insert(namespace.clone(), root);
+        let root = self.insert(None, label, namespace);
+        self.roots.insert(namespace, root);
         root
     }
 
@@ -316,11 +326,11 @@ impl Tree {
         self.idle = self.idle + usize::from(new.idle) - usize::from(old.idle);
     }
 
-    /// Forgets a page without copies, users and pages after it, and then perhaps the one before.
+    /// Forgets a page without copies, users and pages after it, and then perhaps the one before;
+    /// a root when it has no pages.
     fn forget_if_empty(&mut self, mut id: NodeId) {
         loop {
             let node = self.node(id);
-            let Some(parent) = node.parent else { return };
             let needed = node.users > 0
                 || node.device.is_some()
                 || node.host.is_some()
@@ -329,13 +339,23 @@ impl Tree {
             if needed {
                 return;
             }
-            let label = node.label;
+            let (parent, label, key) = (node.parent, node.label, node.key);
             self.nodes[id as usize] = None;
             self.vacant.push(id);
+            let Some(parent) = parent else {
+                self.roots.remove(&key);
+                return;
+            };
             self.node_mut(parent).children.remove(&label);
             self.list(parent);
             id = parent;
         }
+    }
+
+    /// Nodes and roots that are kept.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.nodes.len() - self.vacant.len()
     }
 
     /// Nodes that are not roots, for tests.

@@ -1060,3 +1060,25 @@ fn refusals_say_how_long_the_queue_is() {
     let refused = rig.handle.submit(late).unwrap_err();
     assert!(matches!(refused, SubmitError::Late { wait } if wait > Duration::from_secs(1)));
 }
+
+/// Tenants that come once leave nothing behind when their pages are given up.
+#[test]
+fn names_of_tenants_take_no_memory() {
+    let config = EngineConfig {
+        cache: CacheConfig {
+            isolate_tenants: true,
+            ..CacheConfig::default()
+        },
+        ..EngineConfig::default()
+    };
+    let mut rig = Rig::new(Shape { pages: 8, ..SHAPE }, config);
+    for i in 0..200u32 {
+        let prompt: Vec<u32> = (0..40).map(|j| (i + j) % ORDINARY).collect();
+        let request = Request {
+            tenant: format!("tenant {i}").into(),
+            ..greedy(prompt.clone(), 3)
+        };
+        assert_eq!(tokens(&rig.run(request)), Scripted::alone(&prompt, 3));
+    }
+    assert!(rig.steps.cache.names() <= 2 * 8);
+}
