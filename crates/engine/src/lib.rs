@@ -35,5 +35,6 @@ pub use request::{
     Constraint, Event, Finish, FinishReason, Goal, Logprob, Request, Sampling, SubmitError,
     Timings, TokenEvent, Usage,
 };
+pub use rng::Rng;
 pub use run::{Engine, EngineConfig, EngineStats, Output};
 pub use sim::{SIM_VOCAB, SimExecutor, SimMemory, SimOutcome, SimRequest, SimRun, load, simulate};

@@ -1,17 +1,19 @@
-//! Random numbers for sampling.
+//! Random numbers, for sampling and for measuring.
 //! A seed gives the same numbers on every machine and in every release.
 
 /// xoshiro256++ 1.0 of Blackman and Vigna, its state filled by SplitMix64.
 #[derive(Debug, Clone)]
-pub(crate) struct Rng([u64; 4]);
+pub struct Rng([u64; 4]);
 
 impl Rng {
-    pub(crate) fn new(seed: u64) -> Rng {
+    /// The numbers of a seed.
+    pub fn new(seed: u64) -> Rng {
         let mut counter = seed;
         Rng([(); 4].map(|()| split_mix(&mut counter)))
     }
 
-    pub(crate) fn next(&mut self) -> u64 {
+    /// The next 64 bits.
+    pub fn bits(&mut self) -> u64 {
         let s = &mut self.0;
         let out = s[0].wrapping_add(s[3]).rotate_left(23).wrapping_add(s[0]);
         let carry = s[1] << 17;
@@ -25,8 +27,8 @@ impl Rng {
     }
 
     /// Uniform in [0, 1), all 53 bits of a double's fraction.
-    pub(crate) fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+    pub fn unit(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 
@@ -58,7 +60,7 @@ mod tests {
         );
 
         let mut rng = Rng([1, 2, 3, 4]);
-        let drawn = [(); 6].map(|()| rng.next());
+        let drawn = [(); 6].map(|()| rng.bits());
         let expected = [
             41_943_041,
             58_720_359,
@@ -73,9 +75,9 @@ mod tests {
     #[test]
     fn a_seed_always_gives_the_same_numbers() {
         let mut rng = Rng::new(7);
-        let drawn = [(); 3].map(|()| rng.next());
+        let drawn = [(); 3].map(|()| rng.bits());
         let mut again = Rng::new(7);
-        assert_eq!(drawn, [(); 3].map(|()| again.next()));
+        assert_eq!(drawn, [(); 3].map(|()| again.bits()));
         assert!(
             (0..1000)
                 .map(|_| rng.unit())

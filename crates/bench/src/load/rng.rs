@@ -1,37 +1,27 @@
-//! Random numbers that are the same on every machine: xoshiro256++ seeded by SplitMix64.
+//! The distributions that loads are drawn from, the same on every machine.
+
+use sedge_engine as engine;
 
 /// A stream of random numbers.
 #[derive(Debug, Clone)]
-pub(crate) struct Rng([u64; 4]);
+pub(crate) struct Rng(engine::Rng);
 
 impl Rng {
     /// The stream of this seed and purpose; streams of different purposes are independent.
     pub(crate) fn new(seed: u64, purpose: u64) -> Rng {
-        let mut state = seed ^ purpose.wrapping_mul(0xd134_2543_de82_ef95);
-        Rng(std::array::from_fn(|_| split_mix(&mut state)))
-    }
-
-    pub(crate) fn next(&mut self) -> u64 {
-        let s = &mut self.0;
-        let result = s[0].wrapping_add(s[3]).rotate_left(23).wrapping_add(s[0]);
-        let t = s[1] << 17;
-        s[2] ^= s[0];
-        s[3] ^= s[1];
-        s[1] ^= s[2];
-        s[0] ^= s[3];
-        s[2] ^= t;
-        s[3] = s[3].rotate_left(45);
-        result
+        Rng(engine::Rng::new(
+            seed ^ purpose.wrapping_mul(0xd134_2543_de82_ef95),
+        ))
     }
 
     /// Within (0, 1].
     pub(crate) fn unit(&mut self) -> f64 {
-        ((self.next() >> 11) + 1) as f64 / (1u64 << 53) as f64
+        ((self.0.bits() >> 11) + 1) as f64 / (1u64 << 53) as f64
     }
 
     /// Below `end`, which is not 0; the bias is below `end` / 2⁶⁴.
     pub(crate) fn below(&mut self, end: usize) -> usize {
-        ((u128::from(self.next()) * end as u128) >> 64) as usize
+        ((u128::from(self.0.bits()) * end as u128) >> 64) as usize
     }
 
     /// Exponential with mean 1.
@@ -62,14 +52,6 @@ impl Rng {
         let radius = (2.0 * self.exponential()).sqrt();
         radius * (std::f64::consts::TAU * self.unit()).cos()
     }
-}
-
-fn split_mix(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use sedge_bench::load::{Outcome, Planned, Record, Workload};
 use sedge_clock::Costs;
 use sedge_engine::{
-    Engine, EngineConfig, EngineStats, Event, FinishReason, Request, SIM_VOCAB, Sampling,
+    Engine, EngineConfig, EngineStats, Event, FinishReason, Request, Rng, SIM_VOCAB, Sampling,
     SimMemory, SimRequest, StepRecord, simulate,
 };
 
@@ -23,14 +23,9 @@ pub(super) struct Played {
 
 /// Token ids that differ between conversations and turns.
 fn tokens(planned: &Planned) -> Vec<u32> {
-    let mut state = (planned.conversation as u64) << 20 | planned.turn as u64;
-    let mut next = || {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
-        (state >> 33) as usize % SIM_VOCAB
-    };
-    (0..planned.prompt_tokens).map(|_| next() as u32).collect()
+    let mut rng = Rng::new((planned.conversation as u64) << 20 | planned.turn as u64);
+    let token = |_| (rng.bits() % SIM_VOCAB as u64) as u32;
+    (0..planned.prompt_tokens).map(token).collect()
 }
 
 fn tenant(planned: &Planned) -> Arc<str> {
