@@ -9,6 +9,9 @@
 //!
 //! A page of the device tier is in one place: free, in one table, or in the tree.
 
+mod config;
+mod disk;
+mod host;
 mod tree;
 
 #[cfg(test)]
@@ -20,84 +23,16 @@ use std::time::Duration;
 
 use sedge_clock::Clock;
 use sedge_kernels::PAGE_TOKENS;
-use sedge_tiers::{Disk, Fetched, Groups, Link, LinkConfig, Owner, PageKey, runs};
+use sedge_tiers::{Groups, Link, Owner, PageKey};
 
+pub use self::config::{CacheConfig, CacheStats, DiskTier, HostConfig, Prefixes};
+use self::disk::UNSTORED;
+use self::host::{Host, Move, copies};
 use self::tree::{Label, Moving, NodeId, Tree};
 use crate::Executor;
 
 /// A page is copied for its first tokens if it saves computing at least so many.
 const WORTH_A_COPY: usize = 4;
-/// Pages that move to the host tier together.
-const PART: usize = 8;
-/// Pages that are handed to the disk after one step.
-const STORED: usize = 4;
-/// Pages that wait for that; the oldest are left out when there are more.
-const UNSTORED: usize = 1 << 14;
-
-/// What is kept of keys and values, and where.
-#[derive(Debug, Clone, PartialEq)]
-pub struct CacheConfig {
-    /// Which pages later requests may share.
-    pub prefixes: Prefixes,
-    /// A tenant finds only what its own requests left.
-    pub isolate_tenants: bool,
-    /// Pages of the device tier that are set aside for a sequence with the first of a run; 1 for
-    /// none.
-    pub group: usize,
-    /// The second tier.
-    pub host: Option<HostConfig>,
-    /// Pages that survive the process.
-    pub disk: Option<DiskTier>,
-}
-
-/// An opened file of pages. Copies of it are the same file.
-#[derive(Debug, Clone)]
-pub struct DiskTier(pub Arc<Disk>);
-
-impl PartialEq for DiskTier {
-    fn eq(&self, other: &DiskTier) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
-}
-
-impl Default for CacheConfig {
-    fn default() -> CacheConfig {
-        CacheConfig {
-            prefixes: Prefixes::All,
-            isolate_tenants: false,
-            group: 16,
-            host: None,
-            disk: None,
-        }
-    }
-}
-
-/// Which pages later requests may share.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Prefixes {
-    /// None: everything is computed again.
-    Off,
-    /// Those that were computed as the request would compute them, so that its answer is the same
-    /// to the last bit: prompts share prompts' pages.
-    Prompts,
-    /// All. A page of an answer may differ in last digits from what the same tokens give as a
-    /// prompt, where the machine rounds prompts.
-    #[default]
-    All,
-}
-
-/// A tier of memory beside the executor's own.
-#[derive(Debug, Clone, PartialEq)]
-pub struct HostConfig {
-    /// Pages that it holds.
-    pub pages: usize,
-    /// How fast pages move, each way.
-    pub link: LinkConfig,
-    /// Moves go on beside the computation; otherwise it waits for each of them.
-    pub overlap: bool,
-    /// What the tier holds already is not copied again.
-    pub delta: bool,
-}
 
 /// A sequence's pages, oldest first: those of the tree, then its own.
 ///
@@ -140,44 +75,6 @@ pub(crate) struct Found {
     pub(crate) tokens: usize,
     /// Their pages that others use at the moment.
     pub(crate) in_use: usize,
-}
-
-/// Counted since the start.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct CacheStats {
-    /// Tokens that were not computed because their page was there.
-    pub reused_tokens: u64,
-    /// Tokens that admitted requests had in all: what could at most have been reused.
-    pub asked_tokens: u64,
-    /// Bytes moved to the host tier.
-    pub bytes_out: u64,
-    /// Bytes moved from the host tier.
-    pub bytes_in: u64,
-    /// Blocks that they were copied as.
-    pub copies: u64,
-    /// Time that steps waited for pages on their way.
-    pub stalled: Duration,
-    /// Pages given up without a copy.
-    pub dropped: u64,
-}
-
-/// Pages on their way.
-#[derive(Debug)]
-struct Move {
-    due: Duration,
-    nodes: Vec<NodeId>,
-    way: Moving,
-}
-
-/// The second tier and the links to it.
-#[derive(Debug)]
-struct Host {
-    config: HostConfig,
-    slots: Groups,
-    memory: Vec<Option<Vec<u8>>>,
-    out: Link,
-    back: Link,
-    moves: VecDeque<Move>,
 }
 
 /// All pages of one engine.
@@ -243,19 +140,6 @@ impl Cache {
     /// Pages that running sequences use.
     pub(crate) fn used(&self) -> usize {
         self.total() - self.free()
-    }
-
-    /// Pages that are on their way out and nobody can have at once.
-    pub(crate) fn leaving(&self) -> usize {
-        let Some(host) = &self.host else { return 0 };
-        let out = host.moves.iter().filter(|m| m.way == Moving::Out);
-        out.map(|m| m.nodes.len()).sum()
-    }
-
-    /// Pages in the host tier.
-    pub(crate) fn in_host(&self) -> usize {
-        let host = self.host.as_ref();
-        host.map_or(0, |host| host.slots.total() - host.slots.left())
     }
 
     pub(crate) fn stats(&self) -> CacheStats {
@@ -330,26 +214,6 @@ impl Cache {
             };
         }
         (path, on_disk)
-    }
-
-    /// A page on disk of these tokens; of its own kind, or else of any if that will do.
-    fn find_on_disk(&self, parent: PageKey, label: Label) -> Option<(Label, PageKey)> {
-        let disk = &self.config.disk.as_ref()?.0;
-        let own = [label.prompt];
-        let all: [u8; PAGE_TOKENS + 1] = std::array::from_fn(|kind| kind as u8);
-        let others: &[u8] = match self.config.prefixes {
-            Prefixes::All => &all,
-            Prefixes::Prompts | Prefixes::Off => &[],
-        };
-        for &prompt in own.iter().chain(others) {
-            let mut label = label;
-            label.prompt = prompt;
-            let key = label.key(parent);
-            if disk.contains(key) {
-                return Some((label, key));
-            }
-        }
-        None
     }
 
     /// What is there of a sequence that waits.
@@ -428,31 +292,6 @@ impl Cache {
         self.stats.asked_tokens += text.tokens.len() as u64;
         self.stats.reused_tokens += computed as u64;
         Some(computed)
-    }
-
-    /// Drops from a path's end what would come later than computing it would take. Whether anything was dropped.
-    fn leave_what_is_slow(
-        &self,
-        path: &mut Vec<NodeId>,
-        recompute: &dyn Fn(usize, usize) -> f64,
-    ) -> bool {
-        let Some(host) = &self.host else { return false };
-        let there = path
-            .iter()
-            .take_while(|&&id| self.tree.node(id).device().is_some())
-            .count();
-        let absent = path.len() - there;
-        if absent == 0 {
-            return false;
-        }
-        let now = self.clock.now();
-        let arrival = host.back.arrival(now, absent as u64 * self.page_bytes, 1);
-        let seconds = recompute(there * PAGE_TOKENS, absent * PAGE_TOKENS);
-        let slow = (arrival - now).as_secs_f64() > seconds;
-        if slow {
-            path.truncate(there);
-        }
-        slow
     }
 
     /// The first tokens of a sequence's next page, from a page that begins alike.
@@ -586,98 +425,6 @@ impl Cache {
         lease.arriving = false;
     }
 
-    /// Gives up the place of a page that could not be read, when nobody waits for it any more.
-    fn forget_if_lost(&mut self, id: NodeId) {
-        if !self.lost.contains(&id) || self.tree.node(id).users() > 0 {
-            return;
-        }
-        self.lost.remove(&id);
-        let page = self.tree.node(id).device();
-        self.tree.set_device(id, None);
-        self.tree.set_moving(id, Moving::No);
-        page.into_iter().for_each(|page| self.groups.give(page));
-    }
-
-    /// Whether a page of a sequence will not come: it is to begin again.
-    pub(crate) fn is_lost(&self, lease: &Lease) -> bool {
-        lease.arriving && lease.nodes.iter().any(|id| self.lost.contains(id))
-    }
-
-    fn is_on_disk(&self, key: PageKey) -> bool {
-        let disk = self.config.disk.as_ref();
-        disk.is_some_and(|disk| disk.0.contains(key))
-    }
-
-    /// Hands a page to the disk tier, if there is one and it is there.
-    fn store(&self, id: NodeId, executor: &dyn Executor) {
-        let (Some(disk), Some(node)) = (&self.config.disk, self.tree.get(id)) else {
-            return;
-        };
-        if let (Some(page), true) = (node.device(), node.moving() != Moving::In)
-            && !disk.0.contains(node.key())
-        {
-            disk.0.store(node.key(), executor.read_page(page));
-        }
-    }
-
-    /// Hands some pages of requests that have ended to the disk tier.
-    pub(crate) fn store_some(&mut self, executor: &dyn Executor) {
-        for _ in 0..STORED {
-            let Some(id) = self.unstored.pop_front() else {
-                return;
-            };
-            self.store(id, executor);
-        }
-    }
-
-    /// There is nothing to compute: hands the rest to the disk tier.
-    pub(crate) fn store_rest(&mut self, executor: &dyn Executor) {
-        while !self.unstored.is_empty() {
-            self.store_some(executor);
-        }
-    }
-
-    /// Nothing will be computed any more: waits until the disk tier has what is left.
-    pub(crate) fn close(&mut self, executor: &dyn Executor) {
-        while !self.unstored.is_empty() {
-            self.store_some(executor);
-            if let Some(disk) = &self.config.disk {
-                disk.0.flush();
-            }
-        }
-    }
-
-    /// Pages in the disk tier.
-    pub(crate) fn on_disk(&self) -> usize {
-        let disk = self.config.disk.as_ref();
-        disk.map_or(0, |disk| disk.0.stats().pages)
-    }
-
-    /// A sequence gives its pages up and will come back. If moving them to the host tier and back
-    /// takes less than `recompute` seconds, that begins now.
-    pub(crate) fn suspend(
-        &mut self,
-        lease: &mut Lease,
-        recompute: f64,
-        executor: &mut dyn Executor,
-    ) {
-        let nodes = lease.nodes.clone();
-        self.release(lease);
-        let Some(host) = &self.host else { return };
-        let (bytes, now) = (nodes.len() as u64 * self.page_bytes, self.clock.now());
-        let there = host.out.arrival(now, bytes, 1) - now;
-        let back = host.back.time(bytes, 1);
-        if (there + back).as_secs_f64() > recompute {
-            return;
-        }
-        let uncopied = nodes.into_iter().filter(|&id| {
-            let node = self.tree.node(id);
-            node.users() == 0 && node.host().is_none() && node.moving() == Moving::No
-        });
-        let uncopied = uncopied.collect();
-        self.copy_out(uncopied, executor);
-    }
-
     /// How many pages are free again when a sequence gives its own up.
     pub(crate) fn held(&self, lease: &Lease) -> usize {
         let shared = lease
@@ -725,75 +472,6 @@ impl Cache {
         self.after_send(due, executor);
     }
 
-    /// Begins copying pages to the host tier, as far as there is room.
-    fn copy_out(&mut self, mut nodes: Vec<NodeId>, executor: &mut dyn Executor) {
-        let mut after = None;
-        let mut placed = 0;
-        for &id in &nodes {
-            let Some(slot) = self.slot(after) else { break };
-            self.tree.set_host(id, Some(slot));
-            self.tree.set_moving(id, Moving::Out);
-            after = Some(slot);
-            placed += 1;
-        }
-        nodes.truncate(placed);
-        let Some(host) = self.host.as_mut().filter(|_| !nodes.is_empty()) else {
-            return;
-        };
-        let bytes = nodes.len() as u64 * self.page_bytes;
-        let copies = copies(&self.tree, &nodes, self.config.group, self.page_blocks);
-        self.stats.bytes_out += bytes;
-        self.stats.copies += copies as u64;
-        // In parts, so that whoever waits for a page does not wait for all of them.
-        let mut due = self.clock.now();
-        let part = match host.config.overlap {
-            true => PART,
-            false => nodes.len(),
-        };
-        let parts = nodes.len().div_ceil(part);
-        for part in nodes.chunks(part) {
-            let bytes = part.len() as u64 * self.page_bytes;
-            due = host
-                .out
-                .send(self.clock.now(), bytes, copies.div_ceil(parts));
-            host.moves.push_back(Move {
-                due,
-                nodes: part.to_vec(),
-                way: Moving::Out,
-            });
-        }
-        self.after_send(due, executor);
-    }
-
-    /// Where moves take no time, or the computation waits for them, they are done at once.
-    fn after_send(&mut self, due: Duration, executor: &mut dyn Executor) {
-        if self.host.as_ref().is_some_and(|h| !h.config.overlap) {
-            self.wait_until(due);
-        }
-        self.settle(executor);
-    }
-
-    /// A slot of the host tier: a free one, or that of the least recently used copy.
-    fn slot(&mut self, after: Option<u32>) -> Option<u32> {
-        loop {
-            let host = self.host.as_mut()?;
-            if let Some(slot) = host.slots.take(Owner(0), after) {
-                return Some(slot);
-            }
-            let oldest = self.tree.oldest_host()?;
-            self.drop_host_copy(oldest);
-        }
-    }
-
-    fn drop_host_copy(&mut self, id: NodeId) {
-        let (Some(host), Some(slot)) = (self.host.as_mut(), self.tree.node(id).host()) else {
-            return;
-        };
-        host.memory[slot as usize] = None;
-        host.slots.give(slot);
-        self.tree.set_host(id, None);
-    }
-
     /// Ends the moves whose time has come.
     pub(crate) fn settle(&mut self, executor: &mut dyn Executor) {
         self.take_what_was_read(executor);
@@ -811,82 +489,6 @@ impl Cache {
         }
     }
 
-    fn take_what_was_read(&mut self, executor: &mut dyn Executor) {
-        let fetched = match &self.config.disk {
-            Some(disk) if !self.reading.is_empty() => disk.0.fetched(),
-            _ => return,
-        };
-        for Fetched { key, bytes } in fetched {
-            let Some(id) = self.reading.remove(&key) else {
-                continue;
-            };
-            match (bytes, self.tree.node(id).device()) {
-                (Some(bytes), Some(page)) => {
-                    executor.write_page(page, &bytes);
-                    self.tree.set_moving(id, Moving::No);
-                }
-                _ => {
-                    self.lost.insert(id);
-                    self.forget_if_lost(id);
-                }
-            }
-        }
-    }
-
-    fn settle_page(&mut self, id: NodeId, way: Moving, executor: &mut dyn Executor) {
-        let node = self.tree.node(id);
-        let (Some(page), Some(slot)) = (node.device(), node.host()) else {
-            return;
-        };
-        let Some(host) = self.host.as_mut() else {
-            return;
-        };
-        match way {
-            Moving::Out => host.memory[slot as usize] = Some(executor.read_page(page)),
-            _ => {
-                if let Some(bytes) = &host.memory[slot as usize] {
-                    executor.write_page(page, bytes);
-                }
-            }
-        }
-        let keep = host.config.delta;
-        self.tree.set_moving(id, Moving::No);
-        if way == Moving::In && !keep {
-            self.drop_host_copy(id);
-        }
-    }
-
-    /// Copies the pages that were used least to the host tier before their room is needed, while
-    /// the link has nothing else to do.
-    pub(crate) fn copy_ahead(&mut self, executor: &mut dyn Executor) {
-        let now = self.clock.now();
-        let Some(host) = &self.host else { return };
-        let idle = host.config.overlap && host.out.arrival(now, 0, 0) <= now;
-        let low = (self.total() / 8).max(8);
-        if !idle || self.groups.left() + self.tree.copied() >= low {
-            return;
-        }
-        let mut nodes = Vec::new();
-        while nodes.len() < PART {
-            let Some(oldest) = self.tree.oldest_uncopied() else {
-                break;
-            };
-            // Out of the list, so that the next one is found; `copy_out` sets it again.
-            self.tree.set_moving(oldest, Moving::Out);
-            nodes.push(oldest);
-        }
-        for &id in &nodes {
-            self.tree.set_moving(id, Moving::No);
-        }
-        self.copy_out(nodes, executor);
-    }
-
-    /// When the next move ends.
-    pub(crate) fn next_due(&self) -> Option<Duration> {
-        let host = self.host.as_ref()?;
-        host.moves.iter().map(|m| m.due).min()
-    }
-
     /// Nothing to compute until pages have arrived: waits for the first.
     pub(crate) fn wait_for_pages(&mut self, executor: &mut dyn Executor) {
         match (self.next_due(), &self.config.disk) {
@@ -896,16 +498,4 @@ impl Cache {
         }
         self.settle(executor);
     }
-}
-
-/// As how many blocks pages are copied: one a layer for each run, or for each page where pages
-/// are not kept in groups.
-fn copies(tree: &Tree, nodes: &[NodeId], group: usize, blocks: usize) -> usize {
-    if group <= 1 {
-        return nodes.len() * blocks;
-    }
-    let pages = |of: fn(&tree::Node) -> Option<u32>| -> Vec<u32> {
-        nodes.iter().filter_map(|&id| of(tree.node(id))).collect()
-    };
-    runs(&pages(tree::Node::device)).max(runs(&pages(tree::Node::host))) * blocks
 }
