@@ -4,8 +4,6 @@ mod chat;
 mod costs;
 mod serve;
 
-pub(crate) use serve::{WorkloadArgs, table};
-
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::process::Command;

@@ -21,7 +21,9 @@ mod sim;
 mod size;
 mod source;
 mod synth;
+mod table;
 mod time;
+mod workload;
 
 use std::process::ExitCode;
 

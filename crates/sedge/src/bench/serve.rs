@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use sedge_bench::load::{
-    Api, Arrivals, Bisection, ClientError, Figures, Length, Lengths, Page, Progress, ServerError,
-    ServerSpec, Slo, Summary, Table, Target, TenantFigures, Trace, Trial, Unit, Workload,
-    WorkloadSpec, charts, play, summarize,
+    Api, Arrivals, Bisection, ClientError, Figures, Length, Page, Progress, ServerError,
+    ServerSpec, Slo, Summary, Table, Target, TenantFigures, Trial, Unit, Workload, WorkloadSpec,
+    charts, play, summarize,
 };
 use sedge_bench::{Chart, Line, Spread};
 use serde_json::{Map, Value, json};
@@ -15,7 +15,9 @@ use tokio::sync::watch;
 
 use crate::failure::Failure;
 use crate::output::{self, ProgressLine};
+use crate::table::table;
 use crate::time;
+use crate::workload::WorkloadArgs;
 
 const ABOUT: &str = "\
 Examples:
@@ -102,87 +104,6 @@ enum ApiArg {
     Chat,
 }
 
-/// What is asked, when, and by whom.
-#[derive(clap::Args)]
-#[command(next_help_heading = "Workload")]
-pub(crate) struct WorkloadArgs {
-    /// Requests, those of a flood aside
-    #[arg(long, value_name = "N", default_value = "100")]
-    requests: usize,
-
-    /// Arrivals per second; of conversations, if there are turns
-    #[arg(long, value_name = "RATE", default_value = "1")]
-    rate: f64,
-
-    /// How arrivals are spread in time
-    #[arg(long, value_enum, value_name = "HOW", default_value = "poisson")]
-    arrivals: ArrivalsArg,
-
-    /// Coefficient of variation of the gaps between Gamma arrivals
-    #[arg(long, value_name = "CV", default_value = "2")]
-    cv: f64,
-
-    /// CSV with lengths, and times for --arrivals trace: TIMESTAMP,ContextTokens,GeneratedTokens
-    #[arg(long, value_name = "FILE")]
-    trace: Option<PathBuf>,
-
-    /// How many times as fast a trace's arrivals are played
-    #[arg(long, value_name = "X", default_value = "1")]
-    speed: f64,
-
-    /// Tokens of prompts, N or A-B, without a trace
-    #[arg(long, value_name = "LENGTH", default_value = "128")]
-    prompt: Length,
-
-    /// Tokens of answers, N or A-B, without a trace
-    #[arg(long, value_name = "LENGTH", default_value = "32")]
-    output: Length,
-
-    /// Divide lengths by this
-    #[arg(long, value_name = "X", default_value = "1")]
-    scale: f64,
-
-    /// Most tokens that a turn adds to the prompt
-    #[arg(long, value_name = "N")]
-    max_prompt: Option<usize>,
-
-    /// Most tokens of an answer
-    #[arg(long, value_name = "N")]
-    max_output: Option<usize>,
-
-    /// Most tokens of a conversation
-    #[arg(long, value_name = "N")]
-    max_context: Option<usize>,
-
-    /// Mean turns of a conversation; each takes up what was said before
-    #[arg(long, value_name = "MEAN", default_value = "1")]
-    turns: f64,
-
-    /// Mean time between an answer and the next turn
-    #[arg(long, value_name = "TIME", value_parser = time::parse, default_value = "1s")]
-    think: Duration,
-
-    /// Tenants that ask, as x-sedge-tenant: tenant-0 and so on
-    #[arg(long, value_name = "N", default_value = "1")]
-    tenants: usize,
-
-    /// tenant-0 sends so many times the requests of each other, on top of the rate
-    #[arg(long, value_name = "X", default_value = "1")]
-    flood: f64,
-}
-
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum ArrivalsArg {
-    /// Independent of each other
-    Poisson,
-    /// In bursts, by --cv
-    Gamma,
-    /// At equal gaps
-    Uniform,
-    /// At the trace's times
-    Trace,
-}
-
 /// How it is measured.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Measurement")]
@@ -220,43 +141,6 @@ fn parse_range(text: &str) -> Result<(f64, f64), String> {
     match 0.0 < low && low < high && high.is_finite() {
         true => Ok((low, high)),
         false => Err(wrong()),
-    }
-}
-
-impl WorkloadArgs {
-    pub(crate) fn spec(&self) -> Result<WorkloadSpec, Failure> {
-        let lengths = match &self.trace {
-            Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(|e| Failure::file(path, &e))?;
-                Lengths::Trace(Trace::parse(&text).map_err(|e| Failure::about(path, &e))?)
-            }
-            None => Lengths::Drawn {
-                prompt: self.prompt,
-                output: self.output,
-            },
-        };
-        Ok(WorkloadSpec {
-            requests: self.requests,
-            arrivals: self.arrivals(self.rate),
-            lengths,
-            scale: self.scale,
-            prompt_cap: self.max_prompt,
-            output_cap: self.max_output,
-            context: self.max_context,
-            turns: self.turns,
-            think: self.think,
-            tenants: self.tenants,
-            flood: self.flood,
-        })
-    }
-
-    fn arrivals(&self, rate: f64) -> Arrivals {
-        match self.arrivals {
-            ArrivalsArg::Poisson => Arrivals::Poisson { rate },
-            ArrivalsArg::Gamma => Arrivals::Gamma { rate, cv: self.cv },
-            ArrivalsArg::Uniform => Arrivals::Uniform { rate },
-            ArrivalsArg::Trace => Arrivals::Trace { speed: self.speed },
-        }
     }
 }
 
@@ -958,29 +842,6 @@ fn ratio(spread: Option<Spread>) -> String {
     }
 }
 
-/// Columns as wide as they must be: names to the left, figures to the right.
-pub(crate) fn table(rows: &[Vec<String>]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| {
-        let cells = rows.iter().filter_map(|r| r.get(column));
-        cells.map(|c| c.chars().count()).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let mut text = String::new();
-    for row in rows {
-        let mut line = String::new();
-        for (i, (cell, &width)) in row.iter().zip(&widths).enumerate() {
-            match i {
-                0 => line.push_str(&format!("{cell:<width$}")),
-                _ => line.push_str(&format!("  {cell:>width$}")),
-            }
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
-}
-
 /// JSON.
 impl Bench<'_> {
     fn facts(&self) -> Value {
@@ -1096,11 +957,5 @@ mod tests {
         for wrong in ["", "1", "2,1", "0,1", "a,b", "1,inf", "1,1"] {
             assert!(parse_range(wrong).is_err(), "{wrong}");
         }
-    }
-
-    #[test]
-    fn tables_align() {
-        let rows = [["a", "ms", "10.0"], ["long", "", "×"]].map(|r| r.map(str::to_owned).to_vec());
-        assert_eq!(table(&rows), "a     ms  10.0\nlong         ×\n");
     }
 }

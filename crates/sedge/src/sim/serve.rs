@@ -10,7 +10,6 @@ use sedge_engine::{EngineStats, SimMemory};
 use serde_json::json;
 
 use super::play::{self, Played};
-use crate::bench::{WorkloadArgs, table};
 use crate::costs;
 use crate::failure::Failure;
 use crate::launch;
@@ -18,7 +17,9 @@ use crate::load::LoadArgs;
 use crate::machine::{self, MachineArgs};
 use crate::output::{self, ProgressLine};
 use crate::source::Source;
+use crate::table::table;
 use crate::time;
+use crate::workload::WorkloadArgs;
 
 const ABOUT: &str = "\
 Examples:
