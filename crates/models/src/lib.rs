@@ -5,6 +5,7 @@
 //! folder or a GGUF file; [`open()`] reads either into the same types.
 #![deny(missing_docs)]
 
+mod adapter;
 mod architecture;
 mod batch;
 pub mod config;
@@ -20,6 +21,7 @@ mod synth;
 mod tensors;
 mod weights;
 
+pub use adapter::Adapter;
 pub use architecture::Architecture;
 pub use batch::{Batch, Outputs};
 pub use config::Config;
