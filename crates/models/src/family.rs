@@ -1,7 +1,7 @@
 //! Fine-tunes of one architecture in one model: weights that are equal are held once, and a
 //! batch's rows are split only where their members differ.
 
-use sedge_kernels::{Matrix, Weight};
+use sedge_kernels::{Matrix, Packer, Weight};
 
 use crate::tensors::TensorError;
 use crate::weights::{Experts, FeedForward, Gated, LayerWeights, Linear, Projections, Weights};
@@ -82,6 +82,11 @@ impl Family {
         }
         self.heads.push(head);
         number
+    }
+
+    /// What is packed of all members.
+    pub(crate) fn packer(&mut self) -> Packer<'_> {
+        Packer::new(self.members.iter_mut().flat_map(Weights::packed))
     }
 
     /// The first member with the same weights of a stage.
@@ -245,6 +250,231 @@ fn same_experts(a: &Experts, b: &Experts) -> bool {
         (Some(a), Some(b)) => equal(a, b),
         _ => false,
     };
-    let mut pairs = a.experts.iter().chain(&a.shared).zip(b.experts.iter().chain(&b.shared));
+    let mut pairs = a
+        .experts
+        .iter()
+        .chain(&a.shared)
+        .zip(b.experts.iter().chain(&b.shared));
     gates && equal(&a.router, &b.router) && pairs.all(|(a, b)| a.is(b))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+    use std::sync::{Arc, OnceLock};
+
+    use sedge_kernels::{KvPages, KvType, PAGE_TOKENS, Segment, Team, dequantize, quantize};
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::adapter::{Adapter, Change, LayerChange, LowRank, Part, Term};
+    use crate::{Batch, Config, Mixture, Model, Outputs, Variant, Workspace, open, synth};
+
+    /// The file of a model whose weights are packed, or the folder of one whose are not.
+    fn place(packs: bool) -> PathBuf {
+        static FILE: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+        if !packs {
+            return Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama");
+        }
+        let (_, file) = FILE.get_or_init(|| {
+            let dir = tempfile::tempdir().unwrap();
+            let file = dir.path().join("m.gguf");
+            synth("seedling", Mixture::Q4KM, 1, &file, &mut |_| {}).unwrap();
+            (dir, file)
+        });
+        file.clone()
+    }
+
+    fn model(packs: bool) -> Model {
+        open(&place(packs)).unwrap().model
+    }
+
+    /// A fine-tune in which one matrix of a layer is another.
+    fn tuned(packs: bool, layer: usize, factor: f32) -> Model {
+        let mut model = model(packs);
+        let Model::Decoder(decoder) = &mut model else {
+            unreachable!("a llama is a decoder")
+        };
+        let FeedForward::Dense(gated) = &mut decoder.family.members[0].layers[layer].ffn else {
+            unreachable!("a llama is dense")
+        };
+        let Weight::Stored(w) = &gated.down.weight else {
+            unreachable!("nothing is packed")
+        };
+        let mut values = vec![0.0; w.rows() * w.cols()];
+        dequantize(w.dtype(), w.bytes(), &mut values).unwrap();
+        values.iter_mut().for_each(|v| *v *= factor);
+        let mut bytes = Vec::new();
+        quantize(w.dtype(), &values, &mut bytes).unwrap();
+        let other = Matrix::new(w.dtype(), w.rows(), w.cols(), bytes.into()).unwrap();
+        gated.down.weight = other.into();
+        model
+    }
+
+    /// An adapter that changes queries and `down` of the second layer.
+    fn adapter(config: &Config, seed: u32, rank: usize) -> Arc<Adapter> {
+        let factor = |rows: usize, cols: usize, seed: u32| {
+            let number = |i: usize| {
+                (i as u32)
+                    .wrapping_mul(2_654_435_761)
+                    .wrapping_add(seed * 97)
+            };
+            let values = (0..rows * cols).map(|i| (number(i) >> 20) as f32 / 4096.0 - 0.5);
+            Matrix::from_f32(rows, cols, &values.collect::<Vec<_>>()).unwrap()
+        };
+        let change = |cols: usize, rows: usize| Change {
+            terms: vec![Term::LowRank(LowRank {
+                a: factor(rank, cols, seed),
+                between: vec![0.1; rank],
+                b: factor(rank, rows, seed + 1),
+                after: None,
+            })],
+            ..Change::default()
+        };
+        let mut layers = vec![LayerChange::default(); config.layers.len()];
+        let (hidden, inner) = (config.hidden, config.intermediate);
+        layers[1].parts[Part::Q as usize] = Some(change(hidden, config.heads * config.head_dim));
+        layers[1].parts[Part::Down as usize] = Some(change(inner, hidden));
+        Arc::new(Adapter {
+            layers,
+            ..Adapter::default()
+        })
+    }
+
+    struct Bench {
+        model: Model,
+        team: Team,
+    }
+
+    impl Bench {
+        /// The last logits of some sequences, each `(variant, tokens)`, in one batch.
+        fn logits(&self, sequences: &[(Variant, Vec<u32>)]) -> Vec<Vec<f32>> {
+            let config = self.model.config();
+            let pages = 4 * sequences.len();
+            let mut kv = KvPages::new(config.layers.len(), pages, config.kv_shape(), KvType::F32);
+            let mut batch = Batch::default();
+            for (i, (variant, tokens)) in sequences.iter().enumerate() {
+                let row = batch.tokens.len();
+                batch.tokens.extend(tokens);
+                batch.logits.push(batch.tokens.len() as u32 - 1);
+                let pages = tokens.len().div_ceil(PAGE_TOKENS);
+                let table = batch.tables.len();
+                batch.tables.extend((0..pages).map(|p| (i * 4 + p) as u32));
+                batch.segments.push(Segment {
+                    rows: row..batch.tokens.len(),
+                    position: 0,
+                    pages: table..batch.tables.len(),
+                });
+                batch.variants.push(variant.clone());
+            }
+            let mut out = Outputs::default();
+            let mut work = Workspace::default();
+            self.model
+                .forward(&self.team, &batch, &mut kv, &mut work, &mut out);
+            out.logits
+                .chunks(config.vocab)
+                .map(<[f32]>::to_vec)
+                .collect()
+        }
+    }
+
+    /// Sequences of all members, with two adapters and without.
+    fn sequences(config: &Config) -> Vec<(Variant, Vec<u32>)> {
+        let adapters = [
+            None,
+            Some(adapter(config, 1, 4)),
+            Some(adapter(config, 5, 7)),
+        ];
+        let sequence = |i: usize| {
+            let variant = Variant {
+                member: i % 3,
+                adapter: adapters[i / 2 % 3].clone(),
+            };
+            let tokens = (0..5 + 4 * i).map(|t| (t * 37 + i * 11) as u32 % 512);
+            (variant, tokens.collect())
+        };
+        (0..9).map(sequence).collect()
+    }
+
+    fn readied(mut model: Model, packs: bool, round: bool) -> Bench {
+        let team = Team::new(2);
+        if packs {
+            model.pack(&team).unwrap();
+        }
+        model.round_prompts(round);
+        Bench { model, team }
+    }
+
+    fn family(packs: bool, round: bool) -> Bench {
+        let mut model = model(packs);
+        assert_eq!(model.join(tuned(packs, 1, 1.5)).unwrap(), 1);
+        assert_eq!(model.join(tuned(packs, 2, 0.5)).unwrap(), 2);
+        readied(model, packs, round)
+    }
+
+    fn members_compute_what_each_computes_alone(packs: bool, round: bool) {
+        let family = family(packs, round);
+        let sequences = sequences(family.model.config());
+        let together = family.logits(&sequences);
+        for (sequence, together) in sequences.iter().zip(&together) {
+            assert!(family.logits(std::slice::from_ref(sequence))[0] == *together);
+        }
+        for member in 0..3 {
+            let alone = match member {
+                0 => model(packs),
+                1 => tuned(packs, 1, 1.5),
+                _ => tuned(packs, 2, 0.5),
+            };
+            let alone = readied(alone, packs, round);
+            for (sequence, together) in sequences.iter().zip(&together) {
+                if sequence.0.member == member && sequence.0.adapter.is_none() {
+                    let tokens = sequence.1.clone();
+                    assert!(alone.logits(&[(Variant::default(), tokens)])[0] == *together);
+                }
+            }
+        }
+        // And they are not all the same.
+        let of = |member: usize, adapter: &Option<Arc<Adapter>>| {
+            let variant = Variant {
+                member,
+                adapter: adapter.clone(),
+            };
+            family.logits(&[(variant, vec![1, 2, 3])]).remove(0)
+        };
+        let adapter = Some(adapter(family.model.config(), 1, 4));
+        let (none, a) = (&None, &adapter);
+        let different = [of(0, none), of(1, none), of(2, none), of(0, a), of(2, a)];
+        for (i, a) in different.iter().enumerate() {
+            assert!(different[..i].iter().all(|b| a != b));
+        }
+    }
+
+    #[test]
+    fn stored_members_and_adapters_do_not_see_each_other() {
+        members_compute_what_each_computes_alone(false, false);
+    }
+
+    #[test]
+    fn packed_members_and_adapters_do_not_see_each_other() {
+        members_compute_what_each_computes_alone(true, false);
+        members_compute_what_each_computes_alone(true, true);
+    }
+
+    #[test]
+    fn what_is_equal_is_held_once() {
+        let Model::Decoder(decoder) = family(false, false).model else {
+            unreachable!("a llama is a decoder")
+        };
+        let family = &decoder.family;
+        for layer in 0..3 {
+            for stage in [Stage::Project, Stage::Output] {
+                assert!((0..3).all(|member| family.first(layer, stage, member) == 0));
+            }
+            let firsts: Vec<usize> = (0..3)
+                .map(|member| family.first(layer, Stage::FeedForward, member))
+                .collect();
+            assert_eq!(firsts, [[0, 0, 0], [0, 1, 0], [0, 0, 2]][layer]);
+        }
+        assert!((0..3).all(|member| family.first_head(member) == 0));
+    }
 }

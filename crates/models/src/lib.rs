@@ -8,26 +8,31 @@
 mod adapter;
 mod architecture;
 mod batch;
+mod changed;
 pub mod config;
 mod convert;
 mod decoder;
 mod encoder;
+mod family;
 mod input;
+mod latent;
 mod moe;
 mod open;
 mod packed_cache;
 mod rope;
+mod rows;
 mod synth;
 mod tensors;
 mod weights;
 
 pub use adapter::Adapter;
 pub use architecture::Architecture;
-pub use batch::{Batch, Outputs};
+pub use batch::{Batch, Outputs, Variant};
 pub use config::Config;
 pub use convert::{ConvertError, ConvertReport, Progress, convert};
 pub use decoder::{Decoder, Scratch};
 pub use encoder::{Encoder, EncoderScratch};
+pub use family::JoinError;
 pub use open::{
     Info, Model, OpenError, Opened, Recommended, TensorFact, Workspace, open, open_bytes,
     open_within,

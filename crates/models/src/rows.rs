@@ -3,8 +3,9 @@
 
 use std::sync::Arc;
 
-use crate::adapter::{Adapter, Change, NormPart};
+use crate::adapter::{Adapter, Change, NormPart, Part as Product};
 use crate::batch::{Batch, Variant};
+use crate::changed::Changes;
 use crate::family::Family;
 use crate::input::Rows;
 
@@ -28,6 +29,23 @@ pub(crate) struct Adapted {
 }
 
 impl Adapted {
+    /// The same of some rows, numbered anew.
+    pub(crate) fn some(&self, rows: &[u32]) -> Adapted {
+        let mut some = Adapted::default();
+        if !self.is_empty() {
+            for (i, &row) in rows.iter().enumerate() {
+                let number = self.row.get(row as usize).copied().unwrap_or(0);
+                if let Some((adapter, _)) = usize::from(number)
+                    .checked_sub(1)
+                    .map(|n| &self.adapters[n])
+                {
+                    some.add(adapter, i..i + 1);
+                }
+            }
+        }
+        some
+    }
+
     fn clear(&mut self) {
         self.adapters.clear();
         self.row.clear();
@@ -45,7 +63,10 @@ impl Adapted {
     }
 
     fn add(&mut self, adapter: &Arc<Adapter>, rows: impl Iterator<Item = usize>) {
-        let found = self.adapters.iter().position(|(a, _)| Arc::ptr_eq(a, adapter));
+        let found = self
+            .adapters
+            .iter()
+            .position(|(a, _)| Arc::ptr_eq(a, adapter));
         let number = found.unwrap_or_else(|| {
             self.adapters.push((adapter.clone(), Vec::new()));
             self.adapters.len() - 1
@@ -63,17 +84,35 @@ impl Adapted {
     pub(crate) fn changes<'a>(
         &'a self,
         find: impl Fn(&'a Adapter) -> Option<&'a Change>,
-    ) -> Vec<(&'a Change, &'a [u32])> {
-        let found = |(adapter, rows): &'a (Arc<Adapter>, Vec<u32>)| {
-            Some((find(adapter)?, rows.as_slice()))
-        };
+    ) -> Changes<'a> {
+        let found =
+            |(adapter, rows): &'a (Arc<Adapter>, Vec<u32>)| Some((find(adapter)?, rows.as_slice()));
         self.adapters.iter().filter_map(found).collect()
     }
 
     /// The norm that a row's adapter puts in place of the model's.
-    pub(crate) fn norm<'a>(&'a self, row: usize, layer: usize, part: NormPart, own: &'a [f32]) -> &'a [f32] {
-        let changed = self.of(row).and_then(|a| a.layers.get(layer)?.norms[part as usize].as_deref());
+    pub(crate) fn norm<'a>(
+        &'a self,
+        row: usize,
+        layer: usize,
+        part: NormPart,
+        own: &'a [f32],
+    ) -> &'a [f32] {
+        let changed = self
+            .of(row)
+            .and_then(|a| a.layers.get(layer)?.norms[part as usize].as_deref());
         changed.unwrap_or(own)
+    }
+}
+
+impl Part {
+    /// The changes of a product of a layer.
+    pub(crate) fn changes(&self, layer: usize, product: Product) -> Changes<'_> {
+        if self.adapted.is_empty() {
+            return Vec::new();
+        }
+        self.adapted
+            .changes(|a| a.layers.get(layer)?.parts[product as usize].as_ref())
     }
 }
 
@@ -134,7 +173,11 @@ impl Who {
             return std::slice::from_ref(&self.whole);
         }
         let same = self.key.len() == self.present.len()
-            && self.present.iter().zip(&self.key).all(|(&m, &k)| first(m) == k);
+            && self
+                .present
+                .iter()
+                .zip(&self.key)
+                .all(|(&m, &k)| first(m) == k);
         if !same {
             self.split(&first);
         }
@@ -167,8 +210,13 @@ impl Who {
             part.adapted.clear();
             for (adapter, rows) in &self.whole.adapted.adapters {
                 // Both lists are in order.
-                let here = rows.iter().filter_map(|row| part.of.binary_search(row).ok());
-                part.adapted.add(adapter, here);
+                let here = rows
+                    .iter()
+                    .filter_map(|row| part.of.binary_search(row).ok());
+                let mut here = here.peekable();
+                if here.peek().is_some() {
+                    part.adapted.add(adapter, here);
+                }
             }
         }
         self.parts.truncate(used);
