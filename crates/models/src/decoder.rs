@@ -76,6 +76,11 @@ impl Decoder {
         self.weights.embedding(token, out);
     }
 
+    /// What adapters change.
+    pub(crate) fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
     /// What the products of one token take: in all layers, and in the output head.
     pub fn work(&self) -> [Work; 2] {
         self.weights.work(&self.config)
