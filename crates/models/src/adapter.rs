@@ -5,11 +5,39 @@
 //! values. Each method's checkpoint becomes the same few shapes, so that the forward pass, merging
 //! and batching know no method.
 
+mod adalora;
+mod base;
+mod before;
+mod checkpoint;
+mod dense;
+mod dora;
+mod error;
+mod facts;
+mod ia3;
+mod loha;
+mod lokr;
+mod lora;
+mod method;
+mod norms;
+mod open;
+mod reader;
+mod settings;
+mod vera;
+
+use std::sync::Arc;
+
 use sedge_kernels::Matrix;
+
+pub use error::AdapterError;
+pub use facts::AdapterFacts;
+pub use method::Acts;
+use method::Method;
 
 /// A small change of a decoder.
 #[derive(Debug, Clone, Default)]
 pub struct Adapter {
+    /// How it was tuned.
+    pub(crate) method: &'static dyn Method,
     /// One for each layer.
     pub(crate) layers: Vec<LayerChange>,
     /// What is added to a token's embedding.
@@ -95,9 +123,13 @@ pub(crate) struct Kronecker {
     pub(crate) left: Matrix,
     pub(crate) right: Matrix,
     pub(crate) scale: f32,
+    /// Which row of the product each row of the term is; the row itself if `None`. Rows of
+    /// queries and keys lie in another order in some files, and one module may be several products.
+    pub(crate) rows: Option<Arc<[u32]>>,
 }
 
-/// `token ↦ b · (scale · a[token])`.
+/// `token ↦ scale · a[token] · b`, added to the row of the table, before
+/// [`Config::embedding_scale`](crate::Config::embedding_scale).
 #[derive(Debug, Clone)]
 pub(crate) struct EmbeddingChange {
     /// `[vocab, rank]`.
@@ -110,7 +142,8 @@ pub(crate) struct EmbeddingChange {
 /// Positions before every prompt that hold no token of the vocabulary.
 #[derive(Debug, Clone)]
 pub(crate) enum Before {
-    /// Embeddings, `[positions, hidden]`, in place of tokens'.
+    /// Embeddings, `[positions, hidden]`, in place of tokens'. They are what the first layer
+    /// reads: `embedding_scale` does not multiply them.
     Embeddings(Matrix),
     /// For each layer keys and values, `[positions, kv_heads · head_dim]`, as they lie in the
     /// cache: keys are not rotated any more.

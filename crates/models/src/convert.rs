@@ -393,11 +393,15 @@ fn permute(bytes: &Bytes, heads: usize, rows: usize, row_bytes: usize) -> Bytes 
     let head = rows / heads;
     let mut out = Vec::with_capacity(bytes.len());
     for row in 0..rows {
-        let (h, i) = (row / head, row % head);
-        let from = h * head + i / 2 + (i % 2) * (head / 2);
-        out.extend_from_slice(&bytes[from * row_bytes..][..row_bytes]);
+        out.extend_from_slice(&bytes[halves_row(row, head) * row_bytes..][..row_bytes]);
     }
     out.into()
+}
+
+/// Of heads whose rotated values are the halves, the row that is row `row` once they are pairs.
+pub(crate) fn halves_row(row: usize, head: usize) -> usize {
+    let (h, i) = (row / head, row % head);
+    h * head + i / 2 + (i % 2) * (head / 2)
 }
 
 /// The wanted type, or the nearest whose blocks a row fills.

@@ -168,6 +168,11 @@ impl Decoder {
         self.family.members[0].embedding(token, out);
     }
 
+    /// What adapters change.
+    pub(crate) fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
     /// What the products of one token take: in all layers, and in the output head.
     pub fn work(&self) -> [Work; 2] {
         self.family.members[0].work(&self.config)

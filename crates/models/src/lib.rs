@@ -25,7 +25,7 @@ mod synth;
 mod tensors;
 mod weights;
 
-pub use adapter::Adapter;
+pub use adapter::{Acts, Adapter, AdapterError, AdapterFacts};
 pub use architecture::Architecture;
 pub use batch::{Batch, Outputs, Variant};
 pub use config::Config;

@@ -352,13 +352,14 @@ pub(crate) fn of_a_tower(original: &str) -> bool {
         .any(|part| original.contains(part))
 }
 
-enum Name {
+/// What a Hugging Face tensor is in GGUF.
+pub(crate) enum Name {
     Whole(String),
     Expert(String, usize),
 }
 
 /// GGUF's name of a Hugging Face tensor, if it is one that decoders or encoders have.
-fn canonical(architecture: Architecture, original: &str) -> Option<Name> {
+pub(crate) fn canonical(architecture: Architecture, original: &str) -> Option<Name> {
     let mut name: Cow<'_, str> = Cow::Borrowed(original);
     for prefix in ["language_model.", "model.", "language_model.", "bert."] {
         if let Some(rest) = name.strip_prefix(prefix) {

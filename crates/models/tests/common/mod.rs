@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
 use sedge_kernels::{KvPages, KvType, PAGE_TOKENS, Segment, Team, argmax};
-use sedge_models::{Batch, Model, Opened, Outputs, Workspace, open};
+use sedge_models::{Adapter, Batch, Decoder, Model, Opened, Outputs, Workspace, open};
 
 pub(crate) fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -34,6 +34,30 @@ impl Golden {
         let (fours, _) = file.tensor(key).unwrap().data().as_chunks::<4>();
         fours.iter().map(|b| f32::from_le_bytes(*b)).collect()
     }
+}
+
+/// Adapters of `llama`: the folders of tests/golden/peft. `golden("peft/lora")` is what the first
+/// of them should compute.
+pub(crate) const ADAPTERS: [&str; 14] = [
+    "lora",
+    "lora-rs-qv",
+    "lora-rank-pattern",
+    "lora-embed-head",
+    "dora",
+    "adalora",
+    "ia3",
+    "vera",
+    "loha",
+    "lokr",
+    "ln",
+    "prefix",
+    "prompt",
+    "ptuning",
+];
+
+/// An adapter of tests/golden/peft.
+pub(crate) fn adapter(name: &str, model: &Decoder) -> Adapter {
+    Adapter::open(&folder(&format!("peft/{name}")), model).unwrap()
 }
 
 const PAGES: usize = 64;
