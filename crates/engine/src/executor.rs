@@ -21,6 +21,8 @@ pub struct Shape {
     pub bidirectional: bool,
     /// Which hidden states make an embedding.
     pub pooling: Pooling,
+    /// Fine-tunes that requests may name.
+    pub members: usize,
 }
 
 /// Runs batches. Owns the weights' working memory and the pages.
@@ -105,6 +107,7 @@ impl Executor for CpuExecutor {
             pages: self.kv.pages(),
             bidirectional: config.bidirectional(),
             pooling: config.pooling,
+            members: self.model.members(),
         }
     }
 

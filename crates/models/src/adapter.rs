@@ -163,19 +163,3 @@ impl Adapter {
         }
     }
 }
-
-impl EmbeddingChange {
-    /// Adds what it changes of a token's embedding.
-    pub(crate) fn add(&self, token: usize, out: &mut [f32]) {
-        let mut factors = vec![0.0; self.a.cols()];
-        let mut row = vec![0.0; self.b.cols()];
-        self.a.row(token, &mut factors);
-        for (j, factor) in factors.iter().enumerate() {
-            self.b.row(j, &mut row);
-            let factor = factor * self.scale;
-            out.iter_mut()
-                .zip(&row)
-                .for_each(|(out, b)| *out += factor * b);
-        }
-    }
-}

@@ -20,7 +20,7 @@ use crate::tensors::{TensorError, Tensors};
 use crate::weights::{FeedForward, LayerWeights, Projections, Weights, Work};
 
 /// A causal language model, and fine-tunes of it that share what is equal.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Decoder {
     pub(crate) config: Config,
     pub(crate) family: Family,
@@ -138,8 +138,7 @@ impl Decoder {
     /// Takes a fine-tune of the same shape as a further member; its number. Weights that equal
     /// an earlier member's become those.
     pub(crate) fn join(&mut self, other: Decoder) -> Result<usize, JoinError> {
-        let packed = |d: &Decoder| d.family.members.iter().any(|w| w.head.weight.is_packed());
-        if packed(self) || packed(&other) {
+        if self.is_packed() || other.is_packed() {
             return Err(JoinError::Packed);
         }
         if self.config != other.config {
@@ -150,6 +149,13 @@ impl Decoder {
             number = self.family.join(weights);
         }
         Ok(number)
+    }
+
+    /// Whether any weights are packed.
+    pub(crate) fn is_packed(&self) -> bool {
+        let weights = &self.family.members[0];
+        let layers = weights.layers.iter().map(|layer| &layer.output);
+        layers.chain([&weights.head]).any(|linear| linear.weight.is_packed())
     }
 
     /// Whether packed weights multiply the rows of prompts rounded to bfloat16; see
@@ -168,9 +174,9 @@ impl Decoder {
         self.family.members[0].embedding(token, out);
     }
 
-    /// What adapters change.
-    pub(crate) fn weights(&self) -> &Weights {
-        &self.weights
+    /// A member's weights.
+    pub(crate) fn weights(&self, member: usize) -> &Weights {
+        &self.family.members[member]
     }
 
     /// What the products of one token take: in all layers, and in the output head.
@@ -235,7 +241,7 @@ impl Decoder {
                 None => {
                     self.family.members[who.member(row)].embedding(token, out);
                     if let Some(change) = adapter.and_then(|a| a.embedding.as_ref()) {
-                        change.add(token, out);
+                        change.merge_row(token, out);
                     }
                 }
                 Some(place) => match adapter.and_then(|a| a.before.as_ref()) {

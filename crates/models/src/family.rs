@@ -18,9 +18,11 @@ pub(crate) enum Stage {
 }
 
 /// Members' weights, and which of them are the same.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Family {
     pub(crate) members: Vec<Weights>,
+    /// Members that nobody is any more; their weights are the first one's.
+    vacant: Vec<usize>,
     /// For each layer and [`Stage`] the first member with each member's weights.
     stages: Vec<[Vec<usize>; 3]>,
     /// The same of the last norm and the output head.
@@ -49,6 +51,7 @@ impl Family {
         let layers = weights.layers.len();
         Family {
             members: vec![weights],
+            vacant: Vec::new(),
             stages: vec![[vec![0], vec![0], vec![0]]; layers],
             heads: vec![0],
         }
@@ -59,29 +62,52 @@ impl Family {
         for member in &mut self.members {
             unify(member, &mut new);
         }
+        self.add(new)
+    }
+
+    /// Takes a further member, whose memory is what it is. Its number.
+    pub(crate) fn add(&mut self, new: Weights) -> usize {
+        if let Some(number) = self.vacant.pop() {
+            self.members[number] = new;
+            self.compare(number);
+            return number;
+        }
         let number = self.members.len();
         self.members.push(new);
-        let first = |same: &dyn Fn(&Weights, &Weights) -> bool| {
-            let new = &self.members[number];
-            let found = self.members.iter().position(|member| same(member, new));
-            found.unwrap_or(number)
+        for stages in &mut self.stages {
+            stages.iter_mut().for_each(|stage| stage.push(0));
+        }
+        self.heads.push(0);
+        self.compare(number);
+        number
+    }
+
+    /// Forgets a member; its number may be another's later.
+    pub(crate) fn forget(&mut self, number: usize) {
+        self.members[number] = self.members[0].clone();
+        self.compare(number);
+        self.vacant.push(number);
+    }
+
+    /// Finds out with which earlier members one shares its weights. Later ones never share with
+    /// it what they do not share with an earlier one: only what is merged comes after the start,
+    /// and that is of its own memory.
+    fn compare(&mut self, number: usize) {
+        let (before, rest) = self.members.split_at(number);
+        let new = &rest[0];
+        let first = |same: &dyn Fn(&Weights) -> bool| {
+            before.iter().position(same).unwrap_or(number)
         };
-        let stages: Vec<[usize; 3]> = (0..self.stages.len())
-            .map(|layer| {
-                let of = |same: fn(&LayerWeights, &LayerWeights) -> bool| {
-                    first(&|a, b| same(&a.layers[layer], &b.layers[layer]))
-                };
-                [of(same_projections), of(same_output), of(same_feed_forward)]
-            })
-            .collect();
-        let head = first(&|a, b| a.norm == b.norm && a.head.is(&b.head));
-        for (stages, new) in self.stages.iter_mut().zip(stages) {
-            for (stage, new) in stages.iter_mut().zip(new) {
-                stage.push(new);
+        for (layer, stages) in self.stages.iter_mut().enumerate() {
+            let of = |same: fn(&LayerWeights, &LayerWeights) -> bool| {
+                first(&|other| same(&other.layers[layer], &new.layers[layer]))
+            };
+            let firsts = [of(same_projections), of(same_output), of(same_feed_forward)];
+            for (stage, first) in stages.iter_mut().zip(firsts) {
+                stage[number] = first;
             }
         }
-        self.heads.push(head);
-        number
+        self.heads[number] = first(&|other| other.norm == new.norm && other.head.is(&new.head));
     }
 
     /// What is packed of all members.

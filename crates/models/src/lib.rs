@@ -21,6 +21,7 @@ mod open;
 mod packed_cache;
 mod rope;
 mod rows;
+mod shared;
 mod synth;
 mod tensors;
 mod weights;
@@ -38,6 +39,7 @@ pub use open::{
     open_within,
 };
 pub use packed_cache::{Cached, PackedCache};
+pub use shared::{MergeError, Merged, SharedModel};
 pub use synth::{Mixture, SynthError, SynthReport, likes, synth};
 pub use tensors::TensorError;
 pub use weights::Work;

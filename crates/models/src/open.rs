@@ -121,6 +121,14 @@ impl Model {
         }
     }
 
+    /// How many fine-tunes have joined, the first one counted.
+    pub fn members(&self) -> usize {
+        match self {
+            Model::Decoder(model) => model.family.members.len(),
+            Model::Encoder(_) => 1,
+        }
+    }
+
     /// Whether packed weights multiply the rows of prompts, and of texts to embed, rounded to
     /// bfloat16 instead of 8-bit integers: faster where
     /// [tiles](sedge_kernels::rounds_fast) are. Off at first, so that a model's results are the
