@@ -13,6 +13,7 @@ mod convert;
 mod decoder;
 mod encoder;
 mod input;
+mod merge;
 mod moe;
 mod open;
 mod packed_cache;
@@ -28,6 +29,7 @@ pub use config::Config;
 pub use convert::{ConvertError, ConvertReport, Progress, convert};
 pub use decoder::{Decoder, Scratch};
 pub use encoder::{Encoder, EncoderScratch};
+pub use merge::{MergeError, merge};
 pub use open::{
     Info, Model, OpenError, Opened, Recommended, TensorFact, Workspace, open, open_bytes,
     open_within,
