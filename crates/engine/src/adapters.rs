@@ -8,11 +8,13 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use sedge_models::Adapter;
+use sedge_models::{Adapter, Merged};
 use sedge_tiers::Residents;
 
 /// Reads an adapter; the text says why it cannot.
 pub type LoadAdapter = Arc<dyn Fn() -> Result<Adapter, String> + Send + Sync>;
+/// Makes an adapter part of the weights of a member of its own, until what it gives is dropped.
+pub type MergeAdapter = Arc<dyn Fn(&Adapter) -> Result<Merged, String> + Send + Sync>;
 
 /// An adapter that requests may name.
 #[derive(Clone)]
@@ -21,8 +23,12 @@ pub struct NewAdapter {
     pub name: Arc<str>,
     /// What its keys and values are cached under: adapters of equal identity compute the same.
     pub identity: [u8; 32],
+    /// The fine-tune that it changes.
+    pub member: usize,
     /// Reads it, perhaps often: whenever it is needed and not in memory.
     pub load: LoadAdapter,
+    /// Merges it.
+    pub merge: MergeAdapter,
 }
 
 /// Why an adapter was not taken.
@@ -62,6 +68,17 @@ pub enum AdapterError {
         /// Most positions of a sequence.
         context: usize,
     },
+    /// It does not become part of the weights.
+    #[error("{name}: {why}")]
+    Merge {
+        /// Its name.
+        name: Arc<str>,
+        /// Why not.
+        why: String,
+    },
+    /// It is no part of the weights.
+    #[error("{0} is not merged")]
+    NotMerged(Arc<str>),
     /// The engine does not run a model that takes adapters.
     #[error("this model takes no adapters")]
     Unsupported,
@@ -80,6 +97,8 @@ pub struct AdapterView {
     pub positions: usize,
     /// It is in memory now.
     pub resident: bool,
+    /// Bytes of weights that have it in them, if it is merged.
+    pub merged: Option<u64>,
     /// Requests that asked for it.
     pub requests: u64,
     /// Times that it was read.
@@ -112,10 +131,21 @@ pub(crate) struct Entry {
     id: u64,
     pub(crate) name: Arc<str>,
     pub(crate) identity: [u8; 32],
+    pub(crate) member: usize,
     pub(crate) positions: usize,
     method: String,
     bytes: u64,
     load: LoadAdapter,
+    merge: MergeAdapter,
+}
+
+/// How a request's tokens are computed with an adapter.
+#[derive(Debug, Clone)]
+pub(crate) enum Way {
+    /// With the adapter beside the weights.
+    Beside(Arc<Entry>),
+    /// With the adapter in the weights, which stay for as long as this does.
+    Merged(Arc<Entry>, Arc<Merged>),
 }
 
 impl fmt::Debug for Entry {
@@ -159,6 +189,7 @@ struct Pool {
 #[derive(Debug)]
 struct Named {
     entry: Arc<Entry>,
+    merged: Option<Arc<Merged>>,
     requests: u64,
     loads: u64,
 }
@@ -189,7 +220,9 @@ impl Adapters {
         let NewAdapter {
             name,
             identity,
+            member,
             load,
+            merge,
         } = new;
         if self.lock().names.contains_key(&name) {
             return Err(AdapterError::Exists(name));
@@ -224,10 +257,12 @@ impl Adapters {
             id,
             name: name.clone(),
             identity,
+            member,
             positions,
             method: adapter.method().to_string(),
             bytes,
             load,
+            merge,
         });
         // Where memory is full, those that are there are as likely to be asked for next.
         if pool.residents.used() + bytes <= capacity && pool.residents.reserve(id, bytes).is_some()
@@ -237,6 +272,7 @@ impl Adapters {
         }
         let named = Named {
             entry,
+            merged: None,
             requests: 0,
             loads: 0,
         };
@@ -261,15 +297,60 @@ impl Adapters {
     }
 
     /// The adapter of a request.
-    pub(crate) fn find(&self, name: &str) -> Option<Arc<Entry>> {
+    pub(crate) fn find(&self, name: &str) -> Option<Way> {
         let mut pool = self.lock();
         let named = pool.names.get_mut(name)?;
         named.requests += 1;
         let entry = named.entry.clone();
         // What could not be read before may be there now.
+        let merged = named.merged.clone();
         pool.failed.remove(&entry.id);
+        if let Some(merged) = merged {
+            return Some(Way::Merged(entry, merged));
+        }
         pool.stats.hits += u64::from(pool.residents.holds(entry.id));
-        Some(entry)
+        Some(Way::Beside(entry))
+    }
+
+    /// Makes an adapter part of weights of its own: requests that come from now on are computed
+    /// with them. Other requests' weights stay what and where they are.
+    pub(crate) fn merge(&self, name: &str) -> Result<AdapterView, AdapterError> {
+        let entry = {
+            let pool = self.lock();
+            let named = pool.names.get(name);
+            let named = named.ok_or_else(|| AdapterError::Unknown(name.into()))?;
+            if named.merged.is_some() {
+                return Ok(pool.view(named));
+            }
+            named.entry.clone()
+        };
+        let failed = |why| AdapterError::Merge {
+            name: entry.name.clone(),
+            why,
+        };
+        let adapter = (entry.load)().map_err(failed)?;
+        let merged = (entry.merge)(&adapter).map_err(failed)?;
+        let mut pool = self.lock();
+        match pool.names.get_mut(name) {
+            Some(named) if named.entry.id == entry.id => named.merged = Some(Arc::new(merged)),
+            _ => return Err(AdapterError::Unknown(name.into())),
+        }
+        Ok(pool.view(&pool.names[name]))
+    }
+
+    /// Computes with an adapter beside the weights again. Those that had it in them are gone when
+    /// the last request that was computed with them has ended.
+    pub(crate) fn unmerge(&self, name: &str) -> Result<AdapterView, AdapterError> {
+        let mut pool = self.lock();
+        let named = pool.names.get_mut(name);
+        let named = named.ok_or_else(|| AdapterError::Unknown(name.into()))?;
+        let merged = named.merged.take();
+        let view = pool.view(&pool.names[name]);
+        drop(pool);
+        match merged {
+            Some(_) => Ok(view),
+            None => Err(AdapterError::NotMerged(name.into())),
+        }
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {
@@ -376,6 +457,7 @@ impl Pool {
             bytes: named.entry.bytes,
             positions: named.entry.positions,
             resident: self.residents.holds(named.entry.id),
+            merged: named.merged.as_ref().map(|merged| merged.bytes),
             requests: named.requests,
             loads: named.loads,
         }
@@ -430,7 +512,16 @@ mod tests {
         NewAdapter {
             name: name.into(),
             identity: [0; 32],
+            member: 0,
             load: Arc::new(load),
+            merge: Arc::new(|_| Err("not here".into())),
+        }
+    }
+
+    fn find(all: &Adapters, name: &str) -> Arc<Entry> {
+        match all.find(name) {
+            Some(Way::Beside(entry)) => entry,
+            other => panic!("{other:?}"),
         }
     }
 
@@ -450,7 +541,7 @@ mod tests {
         for name in names {
             all.add(new(name, || Ok(Adapter::default())), 100).unwrap();
         }
-        let entries = names.iter().map(|name| all.find(name).unwrap()).collect();
+        let entries = names.iter().map(|name| find(&all, name)).collect();
         (all, entries)
     }
 
@@ -494,7 +585,7 @@ mod tests {
         assert!(matches!(all.wish(&entries[0]), Wish::Failed(_)));
         assert_eq!(all.remove("a"), Err(AdapterError::Unknown("a".into())));
         all.add(new("a", || Ok(Adapter::default())), 100).unwrap();
-        assert!(matches!(all.wish(&all.find("a").unwrap()), Wish::Here(_)));
+        assert!(matches!(all.wish(&find(&all, "a")), Wish::Here(_)));
     }
 
     #[test]
@@ -519,10 +610,10 @@ mod tests {
         ));
         gone.store(true, std::sync::atomic::Ordering::SeqCst);
         // The other one takes its place, and it is not to be had again.
-        let b = all.find("b").unwrap();
+        let b = find(&all, "b");
         assert!(matches!(wait_for(&all, &b), Wish::Here(_)));
         all.give_back(&b);
-        let a = all.find("a").unwrap();
+        let a = find(&all, "a");
         assert!(matches!(wait_for(&all, &a), Wish::Failed(why) if why.contains("gone")));
         assert!(matches!(wait_for(&all, &b), Wish::Here(_)));
     }

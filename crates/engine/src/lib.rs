@@ -28,7 +28,9 @@ mod softmax;
 mod step;
 mod stop;
 
-pub use adapters::{AdapterError, AdapterStats, AdapterView, LoadAdapter, NewAdapter};
+pub use adapters::{
+    AdapterError, AdapterStats, AdapterView, LoadAdapter, MergeAdapter, NewAdapter,
+};
 pub use cache::{CacheConfig, CacheStats, DiskTier, HostConfig, Prefixes};
 pub use executor::{CpuExecutor, Executor, Shape};
 pub use live::{RequestView, StepRecord, TierPages};

@@ -189,6 +189,25 @@ impl Engine {
         self.0.adapters.remove(name)
     }
 
+    /// Makes an adapter part of weights of its own: from now on its requests take no more time
+    /// than the model's, and more memory. Nothing that other requests are computed with is
+    /// touched. Blocks its thread while the weights are made.
+    ///
+    /// # Errors
+    /// When there is none of this name, or it does not merge.
+    pub fn merge_adapter(&self, name: &str) -> Result<AdapterView, AdapterError> {
+        self.0.adapters.merge(name)
+    }
+
+    /// Takes an adapter out of the weights again, which is exact: they were made for it. Requests
+    /// that have begun end with them.
+    ///
+    /// # Errors
+    /// When there is none of this name, or it is not merged.
+    pub fn unmerge_adapter(&self, name: &str) -> Result<AdapterView, AdapterError> {
+        self.0.adapters.unmerge(name)
+    }
+
     /// All adapters, by name.
     pub fn adapters(&self) -> Vec<AdapterView> {
         self.0.adapters.views()

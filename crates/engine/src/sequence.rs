@@ -7,10 +7,10 @@ use std::time::Duration;
 use sedge_formats::tokenizer::{TextStream, Tokenizer};
 use sedge_kernels::PAGE_TOKENS;
 use sedge_models::config::Pooling;
-use sedge_models::{Adapter, Outputs, Variant};
+use sedge_models::{Adapter, Merged, Outputs, Variant};
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::adapters::Entry;
+use crate::adapters::{Entry, Way};
 use crate::cache::{Found, Lease, Text};
 use crate::constraint::Grammar;
 use crate::logprob::logprob;
@@ -67,24 +67,45 @@ pub(crate) struct Asked {
 /// Which weights compute it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Which {
-    pub(crate) member: usize,
-    pub(crate) adapter: Option<Arc<Entry>>,
+    member: usize,
+    /// What changes them, unless it is in them.
+    adapter: Option<Arc<Entry>>,
+    /// Its name.
+    name: Option<Arc<str>>,
     /// What its keys and values depend on besides its tokens; empty for the first member alone.
     pub(crate) salt: Vec<u8>,
+    /// Keeps the weights that an adapter is in.
+    _merged: Option<Arc<Merged>>,
 }
 
 impl Which {
-    pub(crate) fn new(member: usize, adapter: Option<Arc<Entry>>) -> Which {
-        let mut salt = Vec::new();
-        if member > 0 || adapter.is_some() {
-            salt.extend((member as u64).to_le_bytes());
-            salt.extend(adapter.iter().flat_map(|entry| entry.identity));
-        }
-        Which {
+    pub(crate) fn new(member: usize, way: Option<Way>) -> Which {
+        let mut which = Which {
             member,
-            adapter,
-            salt,
+            ..Which::default()
+        };
+        match way {
+            None if member == 0 => {}
+            None => which.salt.extend((member as u64).to_le_bytes()),
+            Some(Way::Beside(entry)) => {
+                which.member = entry.member;
+                which.salt_with(&entry, b"beside");
+                which.adapter = Some(entry);
+            }
+            Some(Way::Merged(entry, merged)) => {
+                which.member = merged.member;
+                which.salt_with(&entry, b"merged");
+                which._merged = Some(merged);
+            }
         }
+        which
+    }
+
+    fn salt_with(&mut self, entry: &Entry, way: &[u8]) {
+        self.name = Some(entry.name.clone());
+        self.salt.extend((entry.member as u64).to_le_bytes());
+        self.salt.extend(entry.identity);
+        self.salt.extend(way);
     }
 
     /// Positions before every prompt.
@@ -184,7 +205,7 @@ impl Sequence {
             computed: self.computed.saturating_sub(self.which.before()),
             generated: self.generated(),
             member: self.which.member,
-            adapter: self.which.adapter.as_ref().map(|entry| entry.name.clone()),
+            adapter: self.which.name.clone(),
         }
     }
 

@@ -88,11 +88,16 @@ impl<'a> Packer<'a> {
 impl Weight {
     /// Whether both are the same memory.
     pub fn is(&self, other: &Weight) -> bool {
-        let place = |w: &Weight| match w {
-            Weight::Stored(w) => (w.bytes().as_ptr(), w.dtype(), w.rows(), w.cols()),
-            Weight::Packed(w) => (w.place(), w.dtype(), w.rows(), w.cols()),
-        };
-        self.is_packed() == other.is_packed() && place(self) == place(other)
+        let facts = |w: &Weight| (w.is_packed(), w.place(), w.dtype(), w.rows(), w.cols());
+        facts(self) == facts(other)
+    }
+
+    /// Where its bytes lie.
+    pub fn place(&self) -> *const u8 {
+        match self {
+            Weight::Stored(w) => w.bytes().as_ptr(),
+            Weight::Packed(w) => w.place(),
+        }
     }
 
     /// Decodes one row into `out`, of as many values as there are columns.

@@ -22,6 +22,8 @@ mod norms;
 mod open;
 mod reader;
 mod settings;
+#[cfg(test)]
+mod tests;
 mod vera;
 
 use std::sync::Arc;

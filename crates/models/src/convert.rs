@@ -41,6 +41,14 @@ pub enum ConvertError {
         /// What is wrong.
         source: CodecError,
     },
+    /// A value is too large for the type to write, or no number.
+    #[error("tensor {name:?} has values that {dtype} cannot hold")]
+    NotFinite {
+        /// Name.
+        name: String,
+        /// Type to write.
+        dtype: DType,
+    },
     /// The output file is the input file.
     #[error("{0} is the input itself; choose another output file")]
     SameFile(String),
@@ -91,16 +99,34 @@ pub fn convert(
     team: &Team,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<ConvertReport, ConvertError> {
-    if let (Ok(a), Ok(b)) = (input.canonicalize(), output.canonicalize())
-        && a == b
-    {
-        return Err(ConvertError::SameFile(output.display().to_string()));
+    refuse_same(input, output)?;
+    write(parts(input)?, output, dtype, team, progress)
+}
+
+/// Refuses to write over what is read.
+pub(crate) fn refuse_same(input: &Path, output: &Path) -> Result<(), ConvertError> {
+    match (input.canonicalize(), output.canonicalize()) {
+        (Ok(a), Ok(b)) if a == b => Err(ConvertError::SameFile(output.display().to_string())),
+        _ => Ok(()),
     }
-    let (mut metadata, parts) = if is_gguf(input)? {
-        from_gguf(input)?
-    } else {
-        from_folder(input)?
-    };
+}
+
+/// Metadata and tensors of a checkpoint, as a GGUF file has them.
+pub(crate) fn parts<'a>(input: &Path) -> Result<Parts<'a>, ConvertError> {
+    match is_gguf(input)? {
+        true => from_gguf(input),
+        false => from_folder(input),
+    }
+}
+
+/// Writes tensors as `dtype` or as they are.
+pub(crate) fn write(
+    (mut metadata, parts): Parts<'_>,
+    output: &Path,
+    dtype: Option<DType>,
+    team: &Team,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<ConvertReport, ConvertError> {
     let parts: Vec<Part> = parts.into_iter().map(|p| p.typed(dtype)).collect();
     let tied = !parts.iter().any(|p| p.name == "output.weight");
     let parts: Vec<Part> = parts
@@ -153,33 +179,32 @@ pub fn convert(
 }
 
 /// One tensor on its way.
-struct Part {
-    name: String,
-    stored: Stored,
+pub(crate) struct Part<'a> {
+    pub(crate) name: String,
+    pub(crate) stored: Stored,
     /// Type to write.
     to: DType,
     /// Heads whose rows go from halves to pairs.
     permute: Option<usize>,
     /// Its type was raised because the logits come straight from it.
     head: bool,
+    /// Changes a row as it is stored, by its index.
+    pub(crate) rewrite: Option<Rewrite<'a>>,
 }
 
-type Parts = (IndexMap<String, Value>, Vec<Part>);
+/// A change of a matrix's rows.
+pub(crate) type Rewrite<'a> = Box<dyn Fn(usize, &mut [f32]) + Sync + 'a>;
 
-fn from_gguf(input: &Path) -> Result<Parts, ConvertError> {
+pub(crate) type Parts<'a> = (IndexMap<String, Value>, Vec<Part<'a>>);
+
+fn from_gguf<'a>(input: &Path) -> Result<Parts<'a>, ConvertError> {
     let file = Gguf::open(input)?;
     let config = config::from_gguf(&file).map_err(|source| OpenError::Config {
         place: input.display().to_string(),
         source,
     })?;
     let tensors = Tensors::from_gguf(&file, config.architecture);
-    let part = |(name, stored): (String, Stored)| Part {
-        name,
-        to: stored.dtype,
-        stored,
-        permute: None,
-        head: false,
-    };
+    let part = |(name, stored): (String, Stored)| Part::new(name, stored, None);
     // A file in several parts becomes one.
     let metadata = file
         .metadata()
@@ -191,7 +216,7 @@ fn from_gguf(input: &Path) -> Result<Parts, ConvertError> {
     ))
 }
 
-fn from_folder(input: &Path) -> Result<Parts, ConvertError> {
+fn from_folder<'a>(input: &Path) -> Result<Parts<'a>, ConvertError> {
     let folder = Folder::open(input)?;
     // Only what can be computed is written, so every shape is known to be right from here on.
     folder.check()?;
@@ -228,12 +253,9 @@ fn from_folder(input: &Path) -> Result<Parts, ConvertError> {
     tensors.retain(|name, _| name.starts_with("blk.") || known_outside_blocks(name));
     let mut parts: Vec<Part> = tensors
         .into_iter()
-        .map(|(name, stored)| Part {
-            permute: permuted_heads(config, &name),
-            to: stored.dtype,
-            name,
-            stored,
-            head: false,
+        .map(|(name, stored)| {
+            let permute = permuted_heads(config, &name);
+            Part::new(name, stored, permute)
         })
         .collect();
     parts.sort_by_key(|p| order(&p.name));
@@ -257,7 +279,7 @@ fn known_outside_blocks(name: &str) -> bool {
 }
 
 /// Embeddings first, then block after block, then the rest.
-fn order(name: &str) -> (usize, String) {
+pub(crate) fn order(name: &str) -> (usize, String) {
     let block = name
         .strip_prefix("blk.")
         .and_then(|rest| rest.split('.').next())
@@ -271,7 +293,7 @@ fn order(name: &str) -> (usize, String) {
 }
 
 /// GGUF files of the llama family pair neighbouring values; Hugging Face pairs the halves.
-fn permuted_heads(config: &Config, name: &str) -> Option<usize> {
+pub(crate) fn permuted_heads(config: &Config, name: &str) -> Option<usize> {
     let differs = config.rope_style == RopeStyle::Halves
         && config.architecture.gguf_rope_style() == RopeStyle::Pairs;
     let part = name.rsplit('.').nth(1)?;
@@ -282,7 +304,18 @@ fn permuted_heads(config: &Config, name: &str) -> Option<usize> {
     }
 }
 
-impl Part {
+impl<'a> Part<'a> {
+    pub(crate) fn new(name: String, stored: Stored, permute: Option<usize>) -> Part<'a> {
+        Part {
+            name,
+            to: stored.dtype,
+            stored,
+            permute,
+            head: false,
+            rewrite: None,
+        }
+    }
+
     fn plan(&self) -> TensorPlan {
         TensorPlan {
             name: self.name.clone(),
@@ -303,7 +336,7 @@ impl Part {
             && !small.iter().any(|s| self.name.contains(s))
     }
 
-    fn typed(mut self, wanted: Option<DType>) -> Part {
+    fn typed(mut self, wanted: Option<DType>) -> Part<'a> {
         self.to = match wanted {
             _ if !self.weight() => DType::F32,
             Some(wanted) => fitting(wanted, self.cols()),
@@ -312,7 +345,7 @@ impl Part {
         self
     }
 
-    fn with_better_head(mut self, wanted: Option<DType>, tied: bool) -> Part {
+    fn with_better_head(mut self, wanted: Option<DType>, tied: bool) -> Part<'a> {
         let head = self.name == "output.weight" || (tied && self.name == "token_embd.weight");
         if head && matches!(wanted, Some(DType::Q4_0 | DType::Q4K)) {
             self.to = fitting(DType::Q6K, self.cols());
@@ -323,10 +356,7 @@ impl Part {
 
     /// The tensor's bytes in the type to write.
     fn encode(&self, team: &Team) -> Result<Bytes, ConvertError> {
-        let codec = |source| ConvertError::Codec {
-            name: self.name.clone(),
-            source,
-        };
+        let codec = |source| self.codec(source);
         let cols = self.cols();
         let row_bytes = self.stored.dtype.bytes_for(cols).ok_or_else(|| {
             codec(CodecError::Size {
@@ -339,6 +369,9 @@ impl Part {
         let mut out = Vec::with_capacity(self.to.bytes_for(self.stored.values()).unwrap_or(0));
         if self.stored.values() == 0 {
             return Ok(Bytes::new());
+        }
+        if let Some(rewrite) = &self.rewrite {
+            return self.rewritten(team, rewrite, row_bytes);
         }
         // A bias has a value for each row.
         let unit = match self.stored.shape.len() {
@@ -371,6 +404,63 @@ impl Part {
             }
         }
         Ok(out.into())
+    }
+}
+
+impl Part<'_> {
+    /// The bytes of a matrix whose rows change, a few hundred kilobytes of f32 at a time.
+    fn rewritten(
+        &self,
+        team: &Team,
+        rewrite: &Rewrite<'_>,
+        row_bytes: usize,
+    ) -> Result<Bytes, ConvertError> {
+        let (cols, stored) = (self.cols(), &self.stored.pieces[0]);
+        let rows = stored.len() / row_bytes;
+        let head = self.permute.map(|heads| rows / heads);
+        let some = |from: usize, to: usize| -> Result<Vec<u8>, ConvertError> {
+            let mut values = vec![0.0; (to - from) * cols];
+            for (row, out) in (from..to).zip(values.chunks_exact_mut(cols)) {
+                let source = head.map_or(row, |head| halves_row(row, head));
+                let bytes = &stored[source * row_bytes..][..row_bytes];
+                dequantize(self.stored.dtype, bytes, out).map_err(|e| self.codec(e))?;
+                rewrite(source, out);
+            }
+            let most = match self.to {
+                DType::F16 => f32::from(half::f16::MAX),
+                _ => f32::MAX,
+            };
+            if !values.iter().all(|v| v.abs() <= most) {
+                return Err(ConvertError::NotFinite {
+                    name: self.name.clone(),
+                    dtype: self.to,
+                });
+            }
+            let mut out = Vec::new();
+            quantize(self.to, &values, &mut out).map_err(|e| self.codec(e))?;
+            Ok(out)
+        };
+        let chunk = (1usize << 16).div_ceil(cols).max(1);
+        let encoded: Vec<OnceLock<Result<Vec<u8>, ConvertError>>> =
+            (0..rows.div_ceil(chunk)).map(|_| OnceLock::new()).collect();
+        team.run(encoded.len(), &|i| {
+            encoded[i].get_or_init(|| some(i * chunk, rows.min((i + 1) * chunk)));
+        });
+        let mut out = Vec::with_capacity(self.to.bytes_for(rows * cols).unwrap_or(0));
+        for part in encoded {
+            match part.into_inner() {
+                Some(bytes) => out.extend_from_slice(&bytes?),
+                None => unreachable!("the team ran every task"),
+            }
+        }
+        Ok(out.into())
+    }
+
+    fn codec(&self, source: CodecError) -> ConvertError {
+        ConvertError::Codec {
+            name: self.name.clone(),
+            source,
+        }
     }
 }
 

@@ -155,7 +155,9 @@ impl Decoder {
     pub(crate) fn is_packed(&self) -> bool {
         let weights = &self.family.members[0];
         let layers = weights.layers.iter().map(|layer| &layer.output);
-        layers.chain([&weights.head]).any(|linear| linear.weight.is_packed())
+        layers
+            .chain([&weights.head])
+            .any(|linear| linear.weight.is_packed())
     }
 
     /// Whether packed weights multiply the rows of prompts rounded to bfloat16; see

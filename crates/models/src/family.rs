@@ -1,6 +1,8 @@
 //! Fine-tunes of one architecture in one model: weights that are equal are held once, and a
 //! batch's rows are split only where their members differ.
 
+use std::collections::HashMap;
+
 use sedge_kernels::{Matrix, Packer, Weight};
 
 use crate::tensors::TensorError;
@@ -95,9 +97,8 @@ impl Family {
     fn compare(&mut self, number: usize) {
         let (before, rest) = self.members.split_at(number);
         let new = &rest[0];
-        let first = |same: &dyn Fn(&Weights) -> bool| {
-            before.iter().position(same).unwrap_or(number)
-        };
+        let first =
+            |same: &dyn Fn(&Weights) -> bool| before.iter().position(same).unwrap_or(number);
         for (layer, stages) in self.stages.iter_mut().enumerate() {
             let of = |same: fn(&LayerWeights, &LayerWeights) -> bool| {
                 first(&|other| same(&other.layers[layer], &new.layers[layer]))
@@ -108,6 +109,34 @@ impl Family {
             }
         }
         self.heads[number] = first(&|other| other.norm == new.norm && other.head.is(&new.head));
+    }
+
+    /// Bytes of all members' matrices, of those that are shared once.
+    pub(crate) fn bytes(&mut self) -> u64 {
+        let mut seen = HashMap::new();
+        for member in &mut self.members {
+            for place in member.matrices() {
+                let (place, bytes) = match place {
+                    Place::Weight(w) => (w.place(), w.bytes()),
+                    Place::Matrix(m) => (m.bytes().as_ptr(), m.bytes().len()),
+                };
+                seen.insert(place, bytes as u64);
+            }
+        }
+        seen.values().sum()
+    }
+
+    /// Whether any product's weights of the first member are those of another model.
+    pub(crate) fn shares_with(&mut self, other: &mut Weights) -> bool {
+        let pairs = self.members[0].matrices().into_iter().zip(other.matrices());
+        let mut weights = pairs.filter_map(|pair| match pair {
+            (Place::Weight(a), Place::Weight(b)) => Some((a, b)),
+            _ => None,
+        });
+        weights.any(|(a, b)| match (&*a, &*b) {
+            (Weight::Stored(a), Weight::Stored(b)) => equal(a, b),
+            _ => false,
+        })
     }
 
     /// What is packed of all members.

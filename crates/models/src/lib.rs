@@ -16,6 +16,7 @@ mod encoder;
 mod family;
 mod input;
 mod latent;
+mod merge;
 mod moe;
 mod open;
 mod packed_cache;
@@ -34,12 +35,13 @@ pub use convert::{ConvertError, ConvertReport, Progress, convert};
 pub use decoder::{Decoder, Scratch};
 pub use encoder::{Encoder, EncoderScratch};
 pub use family::JoinError;
+pub use merge::{MergeError, merge};
 pub use open::{
     Info, Model, OpenError, Opened, Recommended, TensorFact, Workspace, open, open_bytes,
     open_within,
 };
 pub use packed_cache::{Cached, PackedCache};
-pub use shared::{MergeError, Merged, SharedModel};
+pub use shared::{Merged, NoMerge, SharedModel};
 pub use synth::{Mixture, SynthError, SynthReport, likes, synth};
 pub use tensors::TensorError;
 pub use weights::Work;

@@ -121,6 +121,26 @@ impl Model {
         }
     }
 
+    /// Whether another model could [join](Model::join), and would share memory by it. What is
+    /// compared is read, up to the first difference of each tensor.
+    pub fn is_akin(&mut self, other: &mut Model) -> bool {
+        match (self, other) {
+            (Model::Decoder(model), Model::Decoder(other)) => {
+                let weights = &mut other.family.members[0];
+                model.config == other.config && model.family.shares_with(weights)
+            }
+            _ => false,
+        }
+    }
+
+    /// Bytes of weights that are in memory to compute with, what is shared once.
+    pub fn weight_bytes(&mut self) -> u64 {
+        match self {
+            Model::Decoder(model) => model.family.bytes(),
+            Model::Encoder(_) => 0,
+        }
+    }
+
     /// How many fine-tunes have joined, the first one counted.
     pub fn members(&self) -> usize {
         match self {

@@ -26,7 +26,7 @@ pub struct Merged {
 
 /// Why an adapter does not become part of the weights.
 #[derive(Debug, thiserror::Error)]
-pub enum MergeError {
+pub enum NoMerge {
     /// The model is no decoder.
     #[error("only decoders have adapters")]
     Encoder,
@@ -39,7 +39,9 @@ pub enum MergeError {
         why: &'static str,
     },
     /// It changes what all tokens read row by row.
-    #[error("an adapter that changes the embeddings is merged into a file only: `sedge adapter merge`")]
+    #[error(
+        "an adapter that changes the embeddings is merged into a file only: `sedge adapter merge`"
+    )]
     Embeddings,
     /// There is no memory.
     #[error("the merged weights could not be packed: {0}")]
@@ -48,13 +50,16 @@ pub enum MergeError {
 
 impl SharedModel {
     /// Shares a model.
-    pub fn new(model: Model) -> Arc<SharedModel> {
-        Arc::new(SharedModel(RwLock::new(Arc::new(model))))
+    pub fn new(model: impl Into<Arc<Model>>) -> Arc<SharedModel> {
+        Arc::new(SharedModel(RwLock::new(model.into())))
     }
 
     /// The model as it is now; it stays so for who holds it.
     pub fn get(&self) -> Arc<Model> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Makes an adapter part of a copy of a member's weights. Only what it changes takes memory;
@@ -67,15 +72,15 @@ impl SharedModel {
         member: usize,
         adapter: &Adapter,
         team: &Team,
-    ) -> Result<Merged, MergeError> {
+    ) -> Result<Merged, NoMerge> {
         let model = self.get();
         let Model::Decoder(decoder) = &*model else {
-            return Err(MergeError::Encoder);
+            return Err(NoMerge::Encoder);
         };
         let (weights, bytes) = merged(decoder, member, adapter, team)?;
         let member = self.change(|decoder| decoder.family.add(weights));
         Ok(Merged {
-            member: member.ok_or(MergeError::Encoder)?,
+            member: member.ok_or(NoMerge::Encoder)?,
             bytes,
             model: self.clone(),
         })
@@ -107,13 +112,13 @@ fn merged(
     member: usize,
     adapter: &Adapter,
     team: &Team,
-) -> Result<(Weights, u64), MergeError> {
+) -> Result<(Weights, u64), NoMerge> {
     if let Some(why) = adapter.acts().unmergeable() {
         let method = adapter.method();
-        return Err(MergeError::Method { method, why });
+        return Err(NoMerge::Method { method, why });
     }
     if adapter.embedding.is_some() {
-        return Err(MergeError::Embeddings);
+        return Err(NoMerge::Embeddings);
     }
     let mut weights = decoder.weights(member).clone();
     let packs = decoder.is_packed();
@@ -142,7 +147,7 @@ fn merged(
     }
     if packs {
         let memory = Packer::new(weights.packed()).pack(team, &mut drop);
-        bytes = memory.map_err(MergeError::Memory)?.len() as u64;
+        bytes = memory.map_err(NoMerge::Memory)?.len() as u64;
     }
     Ok((weights, bytes))
 }
@@ -155,7 +160,11 @@ fn merge(linear: &mut Linear, change: &Change, team: &Team) -> u64 {
         _ => DType::Q8_0,
     };
     let row_bytes = dtype.bytes_for(cols);
-    let dtype = if row_bytes.is_some() { dtype } else { DType::F32 };
+    let dtype = if row_bytes.is_some() {
+        dtype
+    } else {
+        DType::F32
+    };
     let row_bytes = row_bytes.unwrap_or(cols * size_of::<f32>());
     let mut bytes = vec![0; rows * row_bytes];
     let weight = &linear.weight;

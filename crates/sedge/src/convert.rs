@@ -55,7 +55,8 @@ pub(crate) struct Args {
     threads: Option<NonZeroUsize>,
 }
 
-fn parse_type(name: &str) -> Result<DType, String> {
+/// A type that files are written in.
+pub(crate) fn parse_type(name: &str) -> Result<DType, String> {
     let known = DType::from_name(name).filter(|dtype| WRITTEN.contains(dtype));
     known.ok_or_else(|| {
         let names: Vec<&str> = WRITTEN.iter().map(|d| d.name()).collect();

@@ -1,5 +1,7 @@
 //! The command line: parses, wires, and says what went wrong and what to try.
 
+mod adapter;
+mod adapters;
 mod answer;
 mod bench;
 mod chat;
@@ -60,7 +62,9 @@ enum Command {
     Show(show::Args),
     /// Write a model as one GGUF file, quantised if asked
     Convert(convert::Args),
-    /// Write a file with random weights in the shape of a known model
+    /// Merge an adapter into its base
+    Adapter(adapter::Args),
+    /// Write a model or an adapter with random weights
     Synth(synth::Args),
     /// Measure how well a model does
     Eval(eval::Args),
@@ -90,6 +94,7 @@ fn try_main() -> Result<(), Failure> {
         Some(Command::Run(args)) => run::run(args),
         Some(Command::Show(args)) => show::run(args),
         Some(Command::Convert(args)) => convert::run(args),
+        Some(Command::Adapter(args)) => adapter::run(args),
         Some(Command::Synth(args)) => synth::run(args),
         Some(Command::Eval(args)) => eval::run(args),
         Some(Command::Bench(args)) => bench::run(args),

@@ -27,6 +27,8 @@ pub(crate) struct Group {
     /// `model.layers.0.self_attn.q_proj`.
     pub(crate) module: String,
     fields: IndexMap<String, Entry>,
+    /// The first of the fields that it had.
+    first: String,
 }
 
 /// All tensors that nothing has asked for yet.
@@ -71,7 +73,11 @@ impl Tensors {
             let group = groups.entry(module.to_string()).or_default();
             group.insert(field.to_string(), entry);
         }
-        let group = |(module, fields)| Group { module, fields };
+        let group = |(module, fields): (String, IndexMap<String, Entry>)| Group {
+            first: fields.keys().next().cloned().unwrap_or_default(),
+            module,
+            fields,
+        };
         groups.into_iter().map(group).collect()
     }
 
@@ -123,7 +129,7 @@ impl Group {
             Some(entry) => Ok(entry),
             None => Err(AdapterError::Incomplete {
                 module: self.module.clone(),
-                found: self.fields.keys().next().cloned().unwrap_or_default(),
+                found: self.first.clone(),
                 missing: field.into(),
             }),
         }

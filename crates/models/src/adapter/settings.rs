@@ -80,7 +80,7 @@ impl Settings {
             Some(Value::String(text)) => text,
             _ => return Ok(None),
         };
-        compile(field, &format!("^(?:{text})$")).map(Some)
+        compile(field, text, &format!("^(?:{text})$")).map(Some)
     }
 
     /// The texts of a list.
@@ -118,7 +118,7 @@ impl Settings {
             let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
             let pattern = match key.chars().all(plain) {
                 true => Pattern::Name(key.clone()),
-                false => Pattern::Regex(compile(field, &format!(r"^(?:.*\.)?(?:{key})$"))?),
+                false => Pattern::Regex(compile(field, key, &format!(r"^(?:.*\.)?(?:{key})$"))?),
             };
             Ok((pattern, value.clone()))
         });
@@ -153,13 +153,13 @@ impl Patterns {
     }
 }
 
-fn compile(field: &str, pattern: &str) -> Result<Regex, AdapterError> {
+fn compile(field: &str, stated: &str, pattern: &str) -> Result<Regex, AdapterError> {
     RegexBuilder::new(pattern)
         .size_limit(PATTERN_BYTES)
         .build()
         .map_err(|_| AdapterError::Value {
             field: field.into(),
-            found: format!("{pattern:?}"),
+            found: shortened(&Value::from(stated)),
             expected: "a regular expression without backtracking, of moderate size".into(),
         })
 }
