@@ -7,7 +7,6 @@ mod serve;
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::process::Command;
-use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Subcommand;

@@ -2,7 +2,6 @@
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use clap::Subcommand;
 use sedge_bench::{Count, Perplexity, PerplexityOptions};

@@ -1,7 +1,5 @@
 //! `sedge bench costs`: measures what steps cost and keeps it for planning and simulation.
 
-use std::sync::Arc;
-
 use sedge_clock::Load;
 use sedge_engine::CpuExecutor;
 use sedge_kernels::Team;
