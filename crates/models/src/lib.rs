@@ -26,7 +26,7 @@ pub use adapter::{Acts, Adapter, AdapterError, AdapterFacts};
 pub use architecture::Architecture;
 pub use batch::{Batch, Outputs};
 pub use config::Config;
-pub use convert::{ConvertError, ConvertReport, Progress, convert};
+pub use convert::{ConvertError, ConvertReport, Origin, Progress, convert};
 pub use decoder::{Decoder, Scratch};
 pub use encoder::{Encoder, EncoderScratch};
 pub use merge::{MergeError, merge};
@@ -35,6 +35,9 @@ pub use open::{
     open_within,
 };
 pub use packed_cache::{Cached, PackedCache};
-pub use synth::{Mixture, SynthError, SynthReport, likes, synth};
+pub use synth::{
+    AdapterPlan, Mixture, SynthError, SynthReport, likes, perturb, synth, synth_adapter,
+    synth_methods,
+};
 pub use tensors::TensorError;
 pub use weights::Work;
