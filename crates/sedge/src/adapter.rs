@@ -12,6 +12,7 @@ use crate::failure::Failure;
 use crate::machine;
 use crate::output::{self, ProgressLine};
 use crate::size::Bytes;
+use crate::source::Source;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -36,9 +37,9 @@ enum Command {
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 struct Merge {
-    /// Hugging Face folder or GGUF file
+    /// GGUF file, Hugging Face folder or `seedling`
     #[arg(value_name = "BASE")]
-    base: PathBuf,
+    base: Source,
 
     /// Folder of the adapter
     #[arg(value_name = "ADAPTER")]
@@ -68,12 +69,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
 }
 
 fn merge(args: Merge) -> Result<(), Failure> {
-    for input in [&args.base, &args.adapter] {
-        if !input.exists() {
-            let what = format_args!("{}: no such file or folder", input.display()).to_string();
-            return Err(Failure::new(what));
-        }
-    }
+    let base = args.base.origin()?;
     if args.output.exists() && !args.force {
         return Err(
             Failure::new(format_args!("{} exists", args.output.display()))
@@ -83,7 +79,7 @@ fn merge(args: Merge) -> Result<(), Failure> {
     let start = Instant::now();
     let mut line = ProgressLine::new();
     let report = sedge_models::merge(
-        &args.base,
+        &base,
         &args.adapter,
         &args.output,
         args.dtype,
@@ -119,6 +115,9 @@ fn failure(args: &Merge, error: MergeError) -> Failure {
         MergeError::Convert(ConvertError::Write { .. } | ConvertError::SameFile(_)) => {
             Failure::new(error)
         }
-        error => Failure::about(&args.base, &error),
+        error => match args.base.path() {
+            Some(path) => Failure::about(path, &error),
+            None => Failure::new(error),
+        },
     }
 }
