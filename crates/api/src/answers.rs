@@ -57,7 +57,7 @@ impl Answers {
     /// Submits all requests or none.
     pub(crate) fn submit(
         app: Arc<App>,
-        model: usize,
+        (model, served): (usize, &ServedModel),
         call: Call,
         requests: Vec<Request>,
         asker: &Asker,
@@ -68,19 +68,19 @@ impl Answers {
         let mut span = app.traces.begin(requests.len(), || About {
             operation: call.operation,
             id: Some(call.id.to_owned()),
-            model: app.models[model].name.clone(),
+            model: served.name.clone(),
             tenant: asker.tenant.clone(),
             priority: asker.priority(first.map_or(0, |r| r.priority)),
             parent: asker.parent.clone(),
             max_tokens: first.and_then(|r| r.max_tokens),
             temperature: first.map(|r| r.sampling.temperature),
         });
-        let engine = &app.models[model].engine;
         let mut events = SelectAll::new();
         for (choice, mut request) in requests.into_iter().enumerate() {
             asker.sign(&mut request);
+            served.sign(&mut request);
             // An error drops, and thereby cancels, those already submitted.
-            let output = engine.submit(request).map_err(|error| {
+            let output = served.engine.submit(request).map_err(|error| {
                 let error = ApiError::submit(error, origin);
                 if let Some(span) = &mut span {
                     span.refused(&error);

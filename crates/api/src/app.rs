@@ -81,6 +81,26 @@ impl App {
         })
     }
 
+    /// The model of this name, or the model that an adapter of this name changes.
+    fn model_or_adapter(&self, name: &str) -> Result<(usize, ServedModel), ApiError> {
+        let unknown = match self.model(name) {
+            Ok((number, model)) => return Ok((number, model.clone())),
+            Err(unknown) => unknown,
+        };
+        let mut models = self.models.iter().enumerate();
+        let found = models.find(|(_, model)| {
+            let rest = name.strip_prefix(model.name.as_str());
+            rest.is_some_and(|rest| rest.starts_with(':')) && model.engine.has_adapter(name)
+        });
+        let (number, model) = found.ok_or(unknown)?;
+        let adapted = ServedModel {
+            name: name.to_owned(),
+            adapter: Some(name.into()),
+            ..model.clone()
+        };
+        Ok((number, adapted))
+    }
+
     /// Takes `model` out of a request and finds it.
     pub(crate) fn requested_model(
         &self,
@@ -90,12 +110,17 @@ impl App {
             return Err(ApiError::Draining);
         }
         let name = fields.string("model")?.unwrap_or_default();
-        self.model(&name)
-            .map(|(number, model)| (number, model.clone()))
+        self.model_or_adapter(&name)
     }
 }
 
 impl ServedModel {
+    /// Makes a request one of this model.
+    pub(crate) fn sign(&self, request: &mut sedge_engine::Request) {
+        request.member = self.member;
+        request.adapter.clone_from(&self.adapter);
+    }
+
     /// Refuses to generate with an encoder.
     pub(crate) fn must_generate(&self) -> Result<(), ApiError> {
         if self.generates {

@@ -20,6 +20,7 @@ use crate::openai::response::{
     Reply, ToolCall, Usage,
 };
 use crate::openai::tools::{Tool, ToolChoice};
+use crate::server::ServedModel;
 use crate::tools::force;
 use crate::tools::parse::{CONTROL_TOKENS, Piece, ToolStream};
 use crate::{body, ids, logprobs, prompt, sse};
@@ -38,7 +39,7 @@ pub(crate) async fn create(
     served.must_generate()?;
     let request = ChatRequest::read(fields, &served.defaults)?;
     let (stream, include_usage) = (request.options.stream, request.options.include_usage);
-    let chat = aside(move || Chat::start(app, model, request, &asker)).await?;
+    let chat = aside(move || Chat::start(app, (model, served), request, &asker)).await?;
     if stream {
         let stream = ChatStream::new(chat, include_usage);
         Ok(sse::respond(unfold(stream, |mut stream| async move {
@@ -61,11 +62,11 @@ struct Chat {
 impl Chat {
     fn start(
         app: Arc<App>,
-        model: usize,
+        (model, served): (usize, ServedModel),
         mut request: ChatRequest,
         asker: &Asker,
     ) -> Result<Chat, ApiError> {
-        let served = &app.models[model];
+        let served = &served;
         let n = request.options.n;
         must_queue(served, n, "n")?;
         let prompt = prompt::of_chat(served, &request)?;
@@ -100,7 +101,7 @@ impl Chat {
             id: &envelope.id,
             n,
         };
-        let answers = Answers::submit(app, model, call, requests, asker, origin)?;
+        let answers = Answers::submit(app, (model, served), call, requests, asker, origin)?;
         let tools: Arc<[Tool]> = std::mem::take(&mut request.tools).into();
         let choices = (0..n).map(|_| Choice::new(&request, &tools)).collect();
         Ok(Chat {

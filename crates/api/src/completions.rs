@@ -17,6 +17,7 @@ use crate::chat::FINGERPRINT;
 use crate::error::{ApiError, Origin};
 use crate::openai::completions::{CompletionRequest, Prompt};
 use crate::openai::response::{Envelope, Reply, TextChoice, TextLogprobs, Usage};
+use crate::server::ServedModel;
 use crate::{body, ids, prompt, sse};
 
 /// The handler.
@@ -30,7 +31,8 @@ pub(crate) async fn create(
     served.must_generate()?;
     let request = CompletionRequest::read(fields, &served.defaults)?;
     let (stream, include_usage) = (request.options.stream, request.options.include_usage);
-    let completion = aside(move || Completion::start(app, model, &request, &asker)).await?;
+    let completion =
+        aside(move || Completion::start(app, (model, served), &request, &asker)).await?;
     if stream {
         let stream = CompletionStream {
             completion,
@@ -79,11 +81,11 @@ struct Part {
 impl Completion {
     fn start(
         app: Arc<App>,
-        model: usize,
+        (model, served): (usize, ServedModel),
         request: &CompletionRequest,
         asker: &Asker,
     ) -> Result<Completion, ApiError> {
-        let served = &app.models[model];
+        let served = &served;
         let tokenizer = served.tokenizer.clone();
         let n = request.options.n;
         let field = if n > 1 { "n" } else { "prompt" };
@@ -130,7 +132,7 @@ impl Completion {
             id: &envelope.id,
             n,
         };
-        let answers = Answers::submit(app, model, call, requests, asker, origin)?;
+        let answers = Answers::submit(app, (model, served), call, requests, asker, origin)?;
         Ok(Completion {
             answers,
             choices,

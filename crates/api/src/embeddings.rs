@@ -17,6 +17,7 @@ use crate::error::{ApiError, Origin};
 use crate::openai::embeddings::{EmbeddingRequest, Encoding};
 use crate::openai::urgency::Urgency;
 use crate::prompt;
+use crate::server::ServedModel;
 use crate::traces::About;
 
 /// Inputs of one request that wait in the engine at once, so that a large request leaves room.
@@ -69,7 +70,7 @@ pub(crate) async fn create(
             .collect())
     })
     .await?;
-    let (vectors, tokens) = embed(&app, model, prompts, &asker, request.urgency).await?;
+    let (vectors, tokens) = embed(&app, (model, &served), prompts, &asker, request.urgency).await?;
     let data = vectors.into_iter().enumerate().map(|(index, vector)| {
         let vector = normalised(vector, request.dimensions)?;
         let embedding = match request.encoding {
@@ -105,16 +106,15 @@ pub(crate) async fn create(
 /// The vectors of all prompts, in order, and how many tokens were read.
 async fn embed(
     app: &App,
-    model: usize,
+    (model, served): (usize, &ServedModel),
     prompts: Vec<Vec<u32>>,
     asker: &Asker,
     urgency: Urgency,
 ) -> Result<(Vec<Vec<f32>>, usize), ApiError> {
-    let engine = &app.models[model].engine;
     let mut span = app.traces.begin(prompts.len(), || About {
         operation: "embeddings",
         id: None,
-        model: app.models[model].name.clone(),
+        model: served.name.clone(),
         tenant: asker.tenant.clone(),
         priority: asker.priority(urgency.priority),
         parent: asker.parent.clone(),
@@ -141,7 +141,8 @@ async fn embed(
                 ..Default::default()
             };
             asker.sign(&mut request);
-            match engine.submit(request) {
+            served.sign(&mut request);
+            match served.engine.submit(request) {
                 Ok(output) => running.push(one(app, model, asker, *index, output)),
                 // A place comes free when one of our own ends.
                 Err(SubmitError::Busy { .. }) if !running.is_empty() => break,

@@ -97,6 +97,9 @@ impl ApiError {
             }
             SubmitError::Parameter { name, .. } => ApiError::invalid(name, message),
             SubmitError::Constraint(_) => ApiError::invalid(origin.constraint, message),
+            SubmitError::Adapter(_) | SubmitError::Member { .. } => {
+                ApiError::invalid("model", message)
+            }
             SubmitError::Unsupported(_) => ApiError::invalid("model", message),
             SubmitError::Busy { retry_after, .. } => ApiError::Busy {
                 message,

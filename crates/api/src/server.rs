@@ -31,6 +31,10 @@ pub struct ServedModel {
     pub name: String,
     /// Its engine.
     pub engine: Engine,
+    /// Its number among the fine-tunes that share the engine.
+    pub member: usize,
+    /// The adapter that changes it, by its name in the engine, `MODEL:NAME`.
+    pub adapter: Option<Arc<str>>,
     /// Its vocabulary.
     pub tokenizer: Arc<Tokenizer>,
     /// Its chat template; without one, chat completions are refused with a reason.

@@ -320,6 +320,7 @@ mod tests {
                 pages: 64,
                 bidirectional: false,
                 pooling: sedge_models::config::Pooling::Mean,
+                members: 1,
             }
         }
 

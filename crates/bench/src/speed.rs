@@ -239,6 +239,7 @@ mod tests {
                 pages: self.pages,
                 bidirectional: false,
                 pooling: Default::default(),
+                members: 1,
             }
         }
 

@@ -64,6 +64,8 @@ pub(crate) struct Text<'a> {
     /// How many of them are the prompt.
     pub(crate) prompt: usize,
     pub(crate) tenant: &'a Arc<str>,
+    /// Which weights compute it, if not the first ones.
+    pub(crate) salt: &'a [u8],
     /// It needs no outputs of the tokens that are there already.
     pub(crate) reuses: bool,
 }
@@ -160,10 +162,11 @@ impl Cache {
 
     /// Whose pages a sequence shares.
     fn namespace(&self, text: &Text<'_>) -> PageKey {
-        tree::namespace(match self.config.isolate_tenants {
+        let tenant = match self.config.isolate_tenants {
             true => text.tenant,
             false => "",
-        })
+        };
+        tree::namespace(tenant, text.salt)
     }
 
     /// The last page of a lease that is the tree's, or where its sequence begins.

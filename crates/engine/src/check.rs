@@ -18,13 +18,23 @@ pub(crate) fn capacity(shape: &Shape) -> usize {
 }
 
 /// Checks everything but the constraint. `text` says whether there is a tokenizer.
-pub(crate) fn check(request: &Request, shape: &Shape, text: bool) -> Result<(), SubmitError> {
+/// `before` positions stand before the prompt.
+pub(crate) fn check(
+    request: &Request,
+    shape: &Shape,
+    text: bool,
+    before: usize,
+) -> Result<(), SubmitError> {
     let prompt = request.prompt.len();
     if prompt == 0 {
         return Err(SubmitError::Empty);
     }
+    if request.member >= shape.members {
+        let (member, members) = (request.member, shape.members);
+        return Err(SubmitError::Member { member, members });
+    }
     let generates = request.goal == Goal::Generate && request.max_tokens != Some(0);
-    let context = capacity(shape);
+    let context = capacity(shape).saturating_sub(before);
     if prompt + usize::from(generates) > context {
         return Err(SubmitError::TooLong { prompt, context });
     }
@@ -127,10 +137,11 @@ mod tests {
         pages: 3,
         bidirectional: false,
         pooling: sedge_models::config::Pooling::Mean,
+        members: 1,
     };
 
     fn refused(request: Request) -> SubmitError {
-        check(&request, &SHAPE, false).unwrap_err()
+        check(&request, &SHAPE, false, 0).unwrap_err()
     }
 
     fn with(sampling: Sampling) -> Request {
@@ -155,8 +166,8 @@ mod tests {
                 context: 48
             }
         );
-        assert_eq!(check(&long(47, None), &SHAPE, false), Ok(()));
-        assert_eq!(check(&long(48, Some(0)), &SHAPE, false), Ok(()));
+        assert_eq!(check(&long(47, None), &SHAPE, false, 0), Ok(()));
+        assert_eq!(check(&long(48, Some(0)), &SHAPE, false, 0), Ok(()));
         assert_eq!(
             check(
                 &Request {
@@ -164,7 +175,8 @@ mod tests {
                     ..long(48, None)
                 },
                 &SHAPE,
-                false
+                false,
+                0
             ),
             Ok(())
         );
@@ -256,7 +268,7 @@ mod tests {
         };
         let request = with(Sampling::default());
         assert!(matches!(
-            check(&request, &shape, true),
+            check(&request, &shape, true, 0),
             Err(SubmitError::Unsupported(_))
         ));
         assert_eq!(
@@ -266,7 +278,8 @@ mod tests {
                     ..request
                 },
                 &shape,
-                true
+                true,
+                0
             ),
             Ok(())
         );

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use sedge_kernels::{KvPages, KvType, Team};
 use sedge_models::config::Pooling;
-use sedge_models::{Batch, Model, Outputs, Workspace};
+use sedge_models::{Batch, Outputs, SharedModel, Workspace};
 
 /// What the engine must know of a model to plan for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub struct Shape {
     pub bidirectional: bool,
     /// Which hidden states make an embedding.
     pub pooling: Pooling,
+    /// Fine-tunes that requests may name.
+    pub members: usize,
 }
 
 /// Runs batches. Owns the weights' working memory and the pages.
@@ -64,7 +66,7 @@ pub trait Executor: Send {
 /// Runs a model on a team of threads, with pages in memory.
 #[derive(Debug)]
 pub struct CpuExecutor {
-    model: Arc<Model>,
+    model: Arc<SharedModel>,
     team: Team,
     kv: KvPages,
     work: Workspace,
@@ -75,13 +77,14 @@ impl CpuExecutor {
     /// Takes `pages` pages of 16 tokens for all sequences together. `context` bounds a sequence;
     /// it is at most what the model allows. An encoder keeps no pages.
     pub fn new(
-        model: Arc<Model>,
+        model: Arc<SharedModel>,
         team: Team,
         kv: KvType,
         pages: usize,
         context: usize,
     ) -> CpuExecutor {
-        let config = model.config();
+        let first = model.get();
+        let config = first.config();
         let pages = if config.bidirectional() { 0 } else { pages };
         let kv = KvPages::new(config.layers.len(), pages, config.kv_shape(), kv);
         let context = context.min(config.context);
@@ -97,7 +100,8 @@ impl CpuExecutor {
 
 impl Executor for CpuExecutor {
     fn shape(&self) -> Shape {
-        let config = self.model.config();
+        let model = self.model.get();
+        let config = model.config();
         Shape {
             vocab: config.vocab,
             hidden: config.hidden,
@@ -105,12 +109,13 @@ impl Executor for CpuExecutor {
             pages: self.kv.pages(),
             bidirectional: config.bidirectional(),
             pooling: config.pooling,
+            members: model.members(),
         }
     }
 
     fn forward(&mut self, batch: &Batch, out: &mut Outputs) {
-        self.model
-            .forward(&self.team, batch, &mut self.kv, &mut self.work, out);
+        let model = self.model.get();
+        model.forward(&self.team, batch, &mut self.kv, &mut self.work, out);
     }
 
     fn page_bytes(&self) -> usize {

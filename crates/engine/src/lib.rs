@@ -5,6 +5,7 @@
 //! pages are free within one step of its end, and its tokens do not depend on its neighbours.
 #![deny(missing_docs)]
 
+mod adapters;
 mod budget;
 mod cache;
 mod check;
@@ -27,6 +28,9 @@ mod softmax;
 mod step;
 mod stop;
 
+pub use adapters::{
+    AdapterError, AdapterStats, AdapterView, LoadAdapter, MergeAdapter, NewAdapter,
+};
 pub use cache::{CacheConfig, CacheStats, DiskTier, HostConfig, Prefixes};
 pub use executor::{CpuExecutor, Executor, Shape};
 pub use live::{RequestView, StepRecord, TierPages};

@@ -72,6 +72,10 @@ pub struct RequestView {
     pub computed: usize,
     /// Tokens generated.
     pub generated: usize,
+    /// Number of the fine-tune that answers.
+    pub member: usize,
+    /// Name of its adapter.
+    pub adapter: Option<Arc<str>>,
 }
 
 /// What is kept of the steps.

@@ -89,6 +89,10 @@ pub struct Request {
     pub prompt_logprobs: bool,
     /// What the answer must look like.
     pub constraint: Option<Constraint>,
+    /// Number of the fine-tune that answers, in the order in which the models were joined.
+    pub member: usize,
+    /// Name of the [adapter](crate::NewAdapter) that changes it.
+    pub adapter: Option<Arc<str>>,
     /// Who asks. Tenants share the engine by their weights; the empty name is a tenant too.
     pub tenant: Arc<str>,
     /// Lower is sooner; requests of a lower number never wait for those of a higher one.
@@ -111,6 +115,8 @@ impl Default for Request {
             logprobs: None,
             prompt_logprobs: false,
             constraint: None,
+            member: 0,
+            adapter: None,
             tenant: Arc::default(),
             priority: 0,
             deadline: None,
@@ -133,6 +139,17 @@ pub enum SubmitError {
         /// all pages together if they are fewer.
         context: usize,
     },
+    /// No such fine-tune.
+    #[error("fine-tune {member} of {members}")]
+    Member {
+        /// The number asked for.
+        member: usize,
+        /// How many there are.
+        members: usize,
+    },
+    /// No such adapter.
+    #[error("there is no adapter named {0:?}")]
+    Adapter(Arc<str>),
     /// A token id is not in the vocabulary.
     #[error("token {id} is not in the vocabulary of {vocab}")]
     Token {

@@ -11,11 +11,12 @@ use sedge_clock::{Clock, Costs};
 use sedge_formats::tokenizer::{TextStream, Tokenizer};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
+use crate::adapters::{AdapterError, AdapterStats, AdapterView, Adapters, NewAdapter};
 use crate::check::{capacity, check};
 use crate::constraint::{Grammars, Vocabulary};
 use crate::rng::split_mix;
 use crate::sample::Sampler;
-use crate::sequence::{Answer, Asked, Mean, Sequence, Work};
+use crate::sequence::{Answer, Asked, Mean, Sequence, Which, Work};
 use crate::shared::Shared;
 use crate::step::Loop;
 use crate::stop::StopTexts;
@@ -49,6 +50,8 @@ pub struct EngineConfig {
     pub fair_quantum: Duration,
     /// What is kept of keys and values.
     pub cache: CacheConfig,
+    /// Bytes for adapters; those that are not in use may be registered beyond it.
+    pub adapter_memory: u64,
 }
 
 impl Default for EngineConfig {
@@ -63,6 +66,7 @@ impl Default for EngineConfig {
             weights: BTreeMap::new(),
             fair_quantum: Duration::from_secs(1),
             cache: CacheConfig::default(),
+            adapter_memory: 256 << 20,
         }
     }
 }
@@ -100,6 +104,8 @@ pub struct EngineStats {
     pub refused: u64,
     /// Requests that were preempted to free pages.
     pub preempted: u64,
+    /// Adapters, in memory and not.
+    pub adapters: AdapterStats,
 }
 
 /// A running engine; clones share it. The last clone's drop ends its thread after the step in
@@ -110,6 +116,7 @@ pub struct Engine(Arc<Handle>);
 /// All of an engine but its thread.
 pub(crate) struct Handle {
     shared: Arc<Shared>,
+    adapters: Arc<Adapters>,
     shape: Shape,
     tokenizer: Option<Arc<Tokenizer>>,
     grammars: Option<Grammars>,
@@ -135,7 +142,7 @@ impl Engine {
         config: EngineConfig,
     ) -> Engine {
         let shape = executor.shape();
-        let shared = Arc::new(Shared::new(config.max_waiting, Clock::real()));
+        let shared = Arc::new(Shared::new(&config, Clock::real()));
         let steps = Loop::new(executor, tokenizer.clone(), &config, shared.clone());
         let thread = std::thread::Builder::new().name("sedge-engine".into());
         let last = Last(shared.clone());
@@ -159,6 +166,56 @@ impl Engine {
     /// When it can never run, or not now ([`SubmitError::Busy`]).
     pub fn submit(&self, request: Request) -> Result<Output, SubmitError> {
         self.0.submit(request)
+    }
+
+    /// Registers an adapter that requests may name from now on. It is read once, on the caller's
+    /// thread, which proves that it is for this model.
+    ///
+    /// # Errors
+    /// When it cannot be read, its name is taken, or it can never be used.
+    pub fn add_adapter(&self, new: NewAdapter) -> Result<AdapterView, AdapterError> {
+        if self.0.shape.bidirectional {
+            return Err(AdapterError::Unsupported);
+        }
+        self.0.adapters.add(new, capacity(&self.0.shape))
+    }
+
+    /// Takes an adapter's name away. Requests that have begun with it end with it; those that
+    /// still wait for it to be read end with an error.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn remove_adapter(&self, name: &str) -> Result<(), AdapterError> {
+        self.0.adapters.remove(name)
+    }
+
+    /// Makes an adapter part of weights of its own: from now on its requests take no more time
+    /// than the model's, and more memory. Nothing that other requests are computed with is
+    /// touched. Blocks its thread while the weights are made.
+    ///
+    /// # Errors
+    /// When there is none of this name, or it does not merge.
+    pub fn merge_adapter(&self, name: &str) -> Result<AdapterView, AdapterError> {
+        self.0.adapters.merge(name)
+    }
+
+    /// Takes an adapter out of the weights again, which is exact: they were made for it. Requests
+    /// that have begun end with them.
+    ///
+    /// # Errors
+    /// When there is none of this name, or it is not merged.
+    pub fn unmerge_adapter(&self, name: &str) -> Result<AdapterView, AdapterError> {
+        self.0.adapters.unmerge(name)
+    }
+
+    /// All adapters, by name.
+    pub fn adapters(&self) -> Vec<AdapterView> {
+        self.0.adapters.views()
+    }
+
+    /// Whether there is an adapter of this name.
+    pub fn has_adapter(&self, name: &str) -> bool {
+        self.0.adapters.has(name)
     }
 
     /// Most requests that wait at once.
@@ -214,6 +271,7 @@ impl Handle {
             .map(|t| Grammars::new(Vocabulary::Model(t, shape.vocab)));
         let seeds = AtomicU64::new(RandomState::new().hash_one(Instant::now()));
         Handle {
+            adapters: shared.adapters.clone(),
             shared,
             shape,
             tokenizer,
@@ -224,7 +282,16 @@ impl Handle {
 
     pub(crate) fn submit(&self, request: Request) -> Result<Output, SubmitError> {
         let submitted = self.shared.clock.now();
-        check(&request, &self.shape, self.tokenizer.is_some())?;
+        let adapter = match &request.adapter {
+            Some(name) => {
+                let found = self.adapters.find(name);
+                Some(found.ok_or_else(|| SubmitError::Adapter(name.clone()))?)
+            }
+            None => None,
+        };
+        let which = Which::new(request.member, adapter);
+        let before = which.before();
+        check(&request, &self.shape, self.tokenizer.is_some(), before)?;
         let asked = Asked {
             tenant: request.tenant.clone(),
             priority: request.priority,
@@ -238,8 +305,11 @@ impl Handle {
         };
         let computes =
             request.goal == Goal::Embed || request.max_tokens != Some(0) || request.prompt_logprobs;
-        let (work, prompt) = self.work(request)?;
-        let mut sequence = Sequence::new(prompt, work, asked, sender, submitted);
+        let (work, mut prompt) = self.work(request, before)?;
+        // What an adapter puts before every prompt has numbers beyond the vocabulary.
+        let vocab = self.shape.vocab as u32;
+        prompt.splice(0..0, (0..before as u32).map(|place| vocab + place));
+        let mut sequence = Sequence::new(prompt, work, asked, which, sender, submitted);
         if computes {
             self.shared.submit(sequence)?;
         } else {
@@ -249,7 +319,7 @@ impl Handle {
     }
 
     /// What a checked request asks for, and its prompt.
-    fn work(&self, request: Request) -> Result<(Work, Vec<u32>), SubmitError> {
+    fn work(&self, request: Request, before: usize) -> Result<(Work, Vec<u32>), SubmitError> {
         if request.goal == Goal::Embed {
             return Ok((
                 Work::Embedding(Mean::new(self.shape.pooling)),
@@ -272,7 +342,7 @@ impl Handle {
             .tokenizer
             .as_ref()
             .map(|tokenizer| text_after(tokenizer, &request.prompt, grammar.is_some()));
-        let room = capacity(&self.shape) - request.prompt.len();
+        let room = capacity(&self.shape) - before - request.prompt.len();
         let answer = Answer {
             chosen: None,
             limit: request.max_tokens.map_or(room, |most| most.min(room)),

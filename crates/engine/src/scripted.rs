@@ -21,6 +21,7 @@ pub(crate) const SHAPE: Shape = Shape {
     pages: 64,
     bidirectional: false,
     pooling: sedge_models::config::Pooling::Mean,
+    members: 1,
 };
 
 // Tokens that make trouble, in models of that vocabulary only.

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use sedge_formats::tokenizer::{TextStream, Tokenizer};
 use sedge_kernels::PAGE_TOKENS;
-use sedge_models::Outputs;
 use sedge_models::config::Pooling;
+use sedge_models::{Adapter, Merged, Outputs, Variant};
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::adapters::{Entry, Way};
 use crate::cache::{Found, Lease, Text};
 use crate::constraint::Grammar;
 use crate::logprob::logprob;
@@ -43,6 +44,9 @@ pub(crate) struct Sequence {
     /// Number by arrival.
     pub(crate) number: u64,
     pub(crate) asked: Asked,
+    which: Which,
+    /// Its adapter, from when it is in memory.
+    adapter: Option<Arc<Adapter>>,
     work: Work,
     events: UnboundedSender<Event>,
     submitted: Duration,
@@ -58,6 +62,56 @@ pub(crate) struct Asked {
     pub(crate) priority: i32,
     /// From submission.
     pub(crate) deadline: Option<Duration>,
+}
+
+/// Which weights compute it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Which {
+    member: usize,
+    /// What changes them, unless it is in them.
+    adapter: Option<Arc<Entry>>,
+    /// Its name.
+    name: Option<Arc<str>>,
+    /// What its keys and values depend on besides its tokens; empty for the first member alone.
+    pub(crate) salt: Vec<u8>,
+    /// Keeps the weights that an adapter is in.
+    _merged: Option<Arc<Merged>>,
+}
+
+impl Which {
+    pub(crate) fn new(member: usize, way: Option<Way>) -> Which {
+        let mut which = Which {
+            member,
+            ..Which::default()
+        };
+        match way {
+            None if member == 0 => {}
+            None => which.salt.extend((member as u64).to_le_bytes()),
+            Some(Way::Beside(entry)) => {
+                which.member = entry.member;
+                which.salt_with(&entry, b"beside");
+                which.adapter = Some(entry);
+            }
+            Some(Way::Merged(entry, merged)) => {
+                which.member = merged.member;
+                which.salt_with(&entry, b"merged");
+                which._merged = Some(merged);
+            }
+        }
+        which
+    }
+
+    fn salt_with(&mut self, entry: &Entry, way: &[u8]) {
+        self.name = Some(entry.name.clone());
+        self.salt.extend((entry.member as u64).to_le_bytes());
+        self.salt.extend(entry.identity);
+        self.salt.extend(way);
+    }
+
+    /// Positions before every prompt.
+    pub(crate) fn before(&self) -> usize {
+        self.adapter.as_ref().map_or(0, |entry| entry.positions)
+    }
 }
 
 /// What the steps make.
@@ -106,15 +160,19 @@ pub(crate) struct Tools<'a> {
 }
 
 impl Sequence {
+    /// A request's sequence; `prompt` begins with what its adapter puts before every prompt.
     pub(crate) fn new(
         prompt: Vec<u32>,
         work: Work,
         asked: Asked,
+        which: Which,
         events: UnboundedSender<Event>,
         submitted: Duration,
     ) -> Sequence {
         Sequence {
             asked,
+            which,
+            adapter: None,
             number: 0,
             prompt: prompt.len(),
             tokens: prompt,
@@ -143,9 +201,38 @@ impl Sequence {
             priority: self.asked.priority,
             age: now.saturating_sub(self.submitted),
             running: self.running,
-            prompt: self.prompt,
-            computed: self.computed,
+            prompt: self.prompt - self.which.before(),
+            computed: self.computed.saturating_sub(self.which.before()),
             generated: self.generated(),
+            member: self.which.member,
+            adapter: self.which.name.clone(),
+        }
+    }
+
+    /// The adapter that it asks for and does not hold.
+    pub(crate) fn lacks(&self) -> Option<&Arc<Entry>> {
+        self.which
+            .adapter
+            .as_ref()
+            .filter(|_| self.adapter.is_none())
+    }
+
+    /// Its adapter is there.
+    pub(crate) fn hold(&mut self, adapter: Arc<Adapter>) {
+        self.adapter = Some(adapter);
+    }
+
+    /// The adapter that it held and gives back.
+    pub(crate) fn let_go(&mut self) -> Option<Arc<Entry>> {
+        self.adapter.take()?;
+        self.which.adapter.clone()
+    }
+
+    /// What computes its tokens.
+    pub(crate) fn variant(&self) -> Variant {
+        Variant {
+            member: self.which.member,
+            adapter: self.adapter.clone(),
         }
     }
 
@@ -180,6 +267,7 @@ impl Sequence {
             tokens: &self.tokens,
             prompt: self.prompt,
             tenant: &self.asked.tenant,
+            salt: &self.which.salt,
             // The outputs of all tokens are needed for an embedding or a prompt's scores.
             reuses: matches!(&self.work, Work::Answer(a) if a.scored.is_none()),
         }
@@ -249,15 +337,20 @@ impl Sequence {
         if position + 1 == self.tokens.len() {
             return answer.limit > 0;
         }
+        let before = self.which.before();
         answer
             .scored
             .as_ref()
-            .is_some_and(|s| position + 1 < self.prompt && position >= s.len())
+            .is_some_and(|s| position + 1 < self.prompt && position >= before + s.len())
     }
 
     /// Whether the hidden state of a position is wanted.
     pub(crate) fn wants_hidden(&self, position: usize) -> bool {
-        matches!(&self.work, Work::Embedding(mean) if mean.wants(position, self.tokens.len()))
+        let Work::Embedding(mean) = &self.work else {
+            return false;
+        };
+        let before = self.which.before();
+        position >= before && mean.wants(position - before, self.tokens.len() - before)
     }
 
     /// Whether a token is to be chosen once its next `tokens` are computed.
@@ -396,9 +489,9 @@ impl Sequence {
             reason,
             text,
             usage: Usage {
-                prompt: self.prompt,
+                prompt: self.prompt - self.which.before(),
                 completion: self.generated(),
-                cached: self.cached.unwrap_or(0),
+                cached: self.cached.unwrap_or(0).saturating_sub(self.which.before()),
             },
             timings: Timings {
                 queued: since(self.first_run),

@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use sedge_clock::Clock;
 
+use crate::adapters::Adapters;
 use crate::cache::{CacheStats, DiskTier};
 use crate::live::Live;
 use crate::sequence::{Asked, Sequence};
-use crate::{EngineStats, SubmitError};
+use crate::{EngineConfig, EngineStats, SubmitError};
 
 /// Shared by handles and loop.
 #[derive(Debug)]
@@ -27,6 +28,7 @@ pub(crate) struct Shared {
     pub(crate) live: Live,
     pub(crate) clock: Clock,
     cache: Mutex<Kept>,
+    pub(crate) adapters: Arc<Adapters>,
     /// The disk tier, which works on while the loop sleeps.
     pub(crate) disk: OnceLock<DiskTier>,
 }
@@ -106,7 +108,7 @@ impl Inbox {
 }
 
 impl Shared {
-    pub(crate) fn new(max_waiting: usize, clock: Clock) -> Shared {
+    pub(crate) fn new(config: &EngineConfig, clock: Clock) -> Shared {
         let inbox = Inbox {
             arrivals: Vec::new(),
             taken: 0,
@@ -122,7 +124,8 @@ impl Shared {
             inbox: Mutex::new(inbox),
             bell: Condvar::new(),
             empty: Condvar::new(),
-            max_waiting: max_waiting.max(1),
+            max_waiting: config.max_waiting.max(1),
+            adapters: Adapters::new(config.adapter_memory),
             counters: Counters::default(),
             live: Live::default(),
             clock,
@@ -307,6 +310,7 @@ impl Shared {
             cancelled: c.cancelled.load(Ordering::Relaxed),
             refused: c.refused.load(Ordering::Relaxed),
             preempted: c.preempted.load(Ordering::Relaxed),
+            adapters: self.adapters.stats(),
         }
     }
 }

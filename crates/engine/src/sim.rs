@@ -75,6 +75,7 @@ impl Executor for SimExecutor {
             pages: self.memory.pages,
             bidirectional: false,
             pooling: Pooling::default(),
+            members: 1,
         }
     }
 
@@ -220,7 +221,7 @@ impl Node {
         let clock = Clock::simulated();
         let executor = SimExecutor::new(memory, costs.clone(), clock.clone());
         let shape = executor.shape();
-        let shared = Arc::new(Shared::new(config.max_waiting, clock.clone()));
+        let shared = Arc::new(Shared::new(&config, clock.clone()));
         Node {
             steps: Loop::new(Box::new(executor), None, config, shared.clone()),
             handle: Handle::new(shared, shape, None),

@@ -15,6 +15,7 @@ use sedge_formats::tokenizer::Tokenizer;
 use sedge_kernels::Segment;
 use sedge_models::{Batch, Outputs};
 
+use crate::adapters::{Adapters, Wish};
 use crate::budget::Budget;
 use crate::cache::{Cache, Found};
 use crate::fair::{Fair, Turn, Whole};
@@ -51,6 +52,8 @@ pub(crate) struct Loop {
     cache: Cache,
     /// Requests taken and not ended, in order of arrival.
     sequences: Vec<Sequence>,
+    /// Some of them wait for adapters that are being read.
+    adapters_coming: bool,
     // Reused in every step.
     turns: Vec<Turn>,
     order: Vec<usize>,
@@ -60,9 +63,12 @@ pub(crate) struct Loop {
     spans: Vec<Span>,
 }
 
-/// A sequence is gone: its pages and its place among its tenant's are free.
-fn leave(sequence: &mut Sequence, cache: &mut Cache, fair: &mut Fair) {
+/// A sequence is gone: its pages, its adapter and its place among its tenant's are free.
+fn leave(sequence: &mut Sequence, cache: &mut Cache, fair: &mut Fair, adapters: &Adapters) {
     cache.release(&mut sequence.lease);
+    if let Some(entry) = sequence.let_go() {
+        adapters.give_back(&entry);
+    }
     if let Some(account) = sequence.account.take() {
         fair.leave(account);
     }
@@ -141,6 +147,7 @@ impl Loop {
             shared,
             cache,
             sequences: Vec::new(),
+            adapters_coming: false,
             turns: Vec::new(),
             order: Vec::new(),
             state: State::default(),
@@ -204,6 +211,8 @@ impl Loop {
             let time = self.clock.now() - start;
             self.account(&load, time);
             self.record(&step, start, planning, &load);
+        } else if self.adapters_coming {
+            self.shared.adapters.wait();
         } else if !self.sequences.is_empty() {
             self.cache.wait_for_pages(self.executor.as_mut());
         }
@@ -275,10 +284,11 @@ impl Loop {
     fn forget_cancelled(&mut self) {
         let before = self.sequences.len();
         let (cache, fair) = (&mut self.cache, &mut self.fair);
+        let adapters = &self.shared.adapters;
         self.sequences.retain_mut(|s| {
             let cancelled = s.cancelled();
             if cancelled {
-                leave(s, cache, fair);
+                leave(s, cache, fair, adapters);
             }
             !cancelled
         });
@@ -309,6 +319,7 @@ impl Loop {
     /// Decides what the step does; its tasks are numbers of sequences.
     fn plan(&mut self) -> Step {
         self.put_in_order();
+        self.bring_adapters();
         let several = self.order.len() > 1;
         let exact = several && self.cache.free() < 2 * self.limits.running
             || self
@@ -378,6 +389,40 @@ impl Loop {
             }
         }));
         self.fair.order(&self.turns, &mut self.order);
+    }
+
+    /// Asks for the adapters of those whose turn is next; who lacks one is not a part of the step.
+    fn bring_adapters(&mut self) {
+        self.adapters_coming = false;
+        if self.sequences.iter().all(|s| s.lacks().is_none()) {
+            return;
+        }
+        let (sequences, adapters) = (&mut self.sequences, &self.shared.adapters);
+        let tokenizer = self.tokenizer.as_deref();
+        let now = self.clock.now();
+        // Where there is no room, those behind may not take it from who waits for it.
+        let (mut places, mut room, mut coming) = (self.limits.running, true, false);
+        self.order.retain(|&index| {
+            let sequence = &mut sequences[index];
+            places = places.saturating_sub(1);
+            let Some(entry) = sequence.lacks() else {
+                return true;
+            };
+            if !room || places == 0 {
+                return false;
+            }
+            match adapters.wish(entry) {
+                Wish::Here(adapter) => {
+                    sequence.hold(adapter);
+                    return true;
+                }
+                Wish::Coming => coming = true,
+                Wish::NoRoom => room = false,
+                Wish::Failed(why) => sequence.finish(FinishReason::Error(why), tokenizer, now),
+            }
+            false
+        });
+        self.adapters_coming = coming;
     }
 
     /// The step's budget.
@@ -495,6 +540,7 @@ impl Loop {
                     position: positions.start,
                     pages: page..batch.tables.len(),
                 });
+                batch.variants.push(sequence.variant());
             }
             if generated {
                 batch.generated = batch.tokens.len();
@@ -637,9 +683,10 @@ impl Loop {
     fn forget_ended(&mut self) {
         let before = self.sequences.len();
         let (cache, fair) = (&mut self.cache, &mut self.fair);
+        let adapters = &self.shared.adapters;
         self.sequences.retain_mut(|s| {
             if s.ended {
-                leave(s, cache, fair);
+                leave(s, cache, fair, adapters);
             }
             !s.ended
         });

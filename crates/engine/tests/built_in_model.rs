@@ -10,7 +10,7 @@ use sedge_engine::{
 };
 use sedge_formats::tokenizer::Tokenizer;
 use sedge_kernels::{KvType, Team};
-use sedge_models::Model;
+use sedge_models::{Model, SharedModel};
 
 static SEEDLING: LazyLock<(Arc<Model>, Arc<Tokenizer>)> = LazyLock::new(|| {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/seedling/seedling.gguf");
@@ -23,7 +23,13 @@ static SEEDLING: LazyLock<(Arc<Model>, Arc<Tokenizer>)> = LazyLock::new(|| {
 
 fn engine(pages: usize, config: EngineConfig) -> Engine {
     let (model, tokenizer) = &*SEEDLING;
-    let executor = CpuExecutor::new(model.clone(), Team::new(2), KvType::F16, pages, 512);
+    let executor = CpuExecutor::new(
+        SharedModel::new(model.clone()),
+        Team::new(2),
+        KvType::F16,
+        pages,
+        512,
+    );
     Engine::start(Box::new(executor), Some(tokenizer.clone()), config)
 }
 

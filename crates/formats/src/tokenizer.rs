@@ -144,6 +144,18 @@ impl Tokenizer {
         export::metadata(self)
     }
 
+    /// Whether both turn the same ids into the same text and end at the same ones, so that what
+    /// one's model generates the other can decode.
+    pub fn is_alike(&self, other: &Tokenizer) -> bool {
+        self.eos() == other.eos()
+            && self.tokens.len() == other.tokens.len()
+            && self
+                .tokens
+                .iter()
+                .zip(&other.tokens)
+                .all(|(a, b)| (&a.bytes, a.kind) == (&b.bytes, b.kind))
+    }
+
     /// Number of ids: one more than the largest.
     pub fn len(&self) -> usize {
         self.tokens.len()

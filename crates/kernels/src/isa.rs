@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use crate::DType;
 use crate::attention::Work;
 use crate::block;
+use crate::low_rank;
 use crate::matmul::{Tiles, strided_tile};
 use crate::simd::{Pair, Portable};
 
@@ -23,6 +24,8 @@ pub(crate) struct Isa {
     pub(crate) tiles: Tiles,
     /// Attention of a few queries over one head's pages.
     pub(crate) attend: fn(&Work<'_>, &mut Vec<f32>),
+    /// Low-rank terms of a few rows.
+    pub(crate) low_rank: fn(&low_rank::Work<'_>, &mut Vec<f32>),
     /// `gate = silu(gate) · up`.
     pub(crate) silu_mul: fn(&mut [f32], &[f32]),
     /// `gate = gelu_tanh(gate) · up`.
@@ -58,6 +61,7 @@ pub(crate) static PORTABLE: Isa = Isa {
         out
     )),
     attend: |w, scratch| crate::attention::work(Pair(Portable), w, scratch),
+    low_rank: |w, narrow| low_rank::work(Pair(Portable), w, narrow),
     silu_mul: |gate, up| crate::elementwise::silu_mul_lanes(Portable, gate, up),
     gelu_mul: |gate, up| crate::elementwise::gelu_mul_lanes(Portable, gate, up),
     exp_above: |x, max| crate::sampling::exp_above_lanes(Portable, x, max),
@@ -101,6 +105,7 @@ mod avx2 {
         dot4: Some(|dtype, rows, x| unsafe { block::avx2::dot4(dtype, rows, x) }),
         tiles: tiles!(|x, xs, w, ws, k, out| unsafe { tile::<M, N>(x, xs, w, ws, k, out) }),
         attend: |w, scratch| unsafe { attend(w, scratch) },
+        low_rank: |w, narrow| unsafe { low_rank(w, narrow) },
         silu_mul: |gate, up| unsafe { silu_mul(gate, up) },
         gelu_mul: |gate, up| unsafe { gelu_mul(gate, up) },
         exp_above: |x, max| unsafe { exp_above(x, max) },
@@ -124,6 +129,11 @@ mod avx2 {
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
+    fn low_rank(w: &low_rank::Work<'_>, narrow: &mut Vec<f32>) {
+        low_rank::work(Pair(Avx2::here()), w, narrow);
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
     fn silu_mul(gate: &mut [f32], up: &[f32]) {
         crate::elementwise::silu_mul_lanes(Avx2::here(), gate, up);
     }
@@ -144,13 +154,15 @@ mod avx512 {
     use super::*;
     use crate::simd::Avx512;
 
-    /// The table, where the machine has the set: AVX2's, but for attention.
+    /// The table, where the machine has the set: AVX2's, but for attention and low-rank terms.
     pub(super) fn isa() -> Option<&'static Isa> {
         static TABLE: OnceLock<Isa> = OnceLock::new();
         let base = avx2::isa().filter(|_| Avx512::detect().is_some())?;
         Some(TABLE.get_or_init(|| Isa {
             // SAFETY: only made where the set has been detected.
             attend: |w, scratch| unsafe { attend(w, scratch) },
+            // SAFETY: as above.
+            low_rank: |w, narrow| unsafe { low_rank(w, narrow) },
             ..*base
         }))
     }
@@ -158,5 +170,10 @@ mod avx512 {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     fn attend(w: &Work<'_>, scratch: &mut Vec<f32>) {
         crate::attention::work(Avx512::here(), w, scratch);
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn low_rank(w: &low_rank::Work<'_>, narrow: &mut Vec<f32>) {
+        low_rank::work(Avx512::here(), w, narrow);
     }
 }

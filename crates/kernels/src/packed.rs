@@ -153,6 +153,11 @@ impl Packed {
         self.cols
     }
 
+    /// Where it lies.
+    pub(crate) fn place(&self) -> *const u8 {
+        self.data.as_ptr()
+    }
+
     /// Bytes that a product reads.
     pub fn bytes(&self) -> usize {
         self.data.len()

@@ -1,5 +1,7 @@
 //! A weight matrix in the form in which products read it: as it is stored, or packed.
 
+use std::collections::HashMap;
+
 use bytes::Bytes;
 
 use crate::{DType, Matrix, Packed, Team, packs};
@@ -14,26 +16,38 @@ pub enum Weight {
     Packed(Packed),
 }
 
-/// Stored weights that are to be packed, in one run of memory.
+/// Stored weights that are to be packed, in one run of memory. Those that share their stored
+/// bytes share their packed ones.
 #[derive(Debug)]
 pub struct Packer<'a> {
     weights: Vec<&'a mut Weight>,
+    /// For each of them the first one with the same stored bytes.
+    firsts: Vec<usize>,
 }
 
 impl<'a> Packer<'a> {
     /// Takes the stored matrices of quantised types; others stay as they are.
     pub fn new(weights: impl IntoIterator<Item = &'a mut Weight>) -> Packer<'a> {
         let quantised = |w: &&mut Weight| matches!(w, Weight::Stored(w) if packs(w.dtype()));
-        Packer {
-            weights: weights.into_iter().filter(quantised).collect(),
-        }
+        let weights: Vec<&mut Weight> = weights.into_iter().filter(quantised).collect();
+        let mut seen = HashMap::new();
+        let firsts = weights.iter().enumerate().map(|(i, w)| match &**w {
+            Weight::Stored(w) => {
+                let bytes = (w.bytes().as_ptr(), w.bytes().len());
+                *seen.entry((bytes, w.dtype(), w.cols())).or_insert(i)
+            }
+            Weight::Packed(_) => i,
+        });
+        let firsts = firsts.collect();
+        Packer { weights, firsts }
     }
 
     /// The matrices, in the order in which they lie in memory when they are packed.
     pub fn stored(&self) -> impl Iterator<Item = &Matrix> {
-        self.weights.iter().filter_map(|w| match &**w {
-            Weight::Stored(w) => Some(w),
-            Weight::Packed(_) => None,
+        let all = self.weights.iter().zip(&self.firsts).enumerate();
+        all.filter_map(|(i, (w, &first))| match &**w {
+            Weight::Stored(w) if first == i => Some(w),
+            _ => None,
         })
     }
 
@@ -57,14 +71,35 @@ impl<'a> Packer<'a> {
         let Some(packed) = Packed::within(self.stored(), &memory) else {
             return Err(memory);
         };
-        for (weight, packed) in self.weights.into_iter().zip(packed) {
-            *weight = Weight::Packed(packed);
+        let mut packed = packed.into_iter();
+        let mut done: Vec<Packed> = Vec::with_capacity(self.weights.len());
+        for (i, (weight, first)) in self.weights.into_iter().zip(self.firsts).enumerate() {
+            let here = match first == i {
+                true => packed.next().expect("one for each that is stored"),
+                false => done[first].clone(),
+            };
+            done.push(here.clone());
+            *weight = Weight::Packed(here);
         }
         Ok(memory)
     }
 }
 
 impl Weight {
+    /// Whether both are the same memory.
+    pub fn is(&self, other: &Weight) -> bool {
+        let facts = |w: &Weight| (w.is_packed(), w.place(), w.dtype(), w.rows(), w.cols());
+        facts(self) == facts(other)
+    }
+
+    /// Where its bytes lie.
+    pub fn place(&self) -> *const u8 {
+        match self {
+            Weight::Stored(w) => w.bytes().as_ptr(),
+            Weight::Packed(w) => w.place(),
+        }
+    }
+
     /// Decodes one row into `out`, of as many values as there are columns.
     ///
     /// # Panics

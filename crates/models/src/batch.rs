@@ -1,6 +1,19 @@
 //! One step's work: a flat run of many requests' tokens, and what it leaves behind.
 
+use std::sync::Arc;
+
 use sedge_kernels::Segment;
+
+use crate::adapter::Adapter;
+
+/// Which weights compute a sequence's tokens.
+#[derive(Debug, Clone, Default)]
+pub struct Variant {
+    /// Number of the fine-tune, in the order in which they [joined](crate::Model::join).
+    pub member: usize,
+    /// What is changed of it.
+    pub adapter: Option<Arc<Adapter>>,
+}
 
 /// Tokens of many sequences, prefill chunks and decodes mixed.
 #[derive(Debug, Clone, Default)]
@@ -13,6 +26,8 @@ pub struct Batch {
     pub generated: usize,
     /// Which rows belong to which sequence, where in it, and in which pages it lives.
     pub segments: Vec<Segment>,
+    /// What each segment is computed with; those beyond its end, with the first member.
+    pub variants: Vec<Variant>,
     /// Page numbers that segments refer to.
     pub tables: Vec<u32>,
     /// Rows whose logits are wanted.
@@ -27,6 +42,7 @@ impl Batch {
         self.tokens.clear();
         self.generated = 0;
         self.segments.clear();
+        self.variants.clear();
         self.tables.clear();
         self.logits.clear();
         self.hidden.clear();

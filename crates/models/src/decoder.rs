@@ -3,22 +3,27 @@
 
 use sedge_kernels::{
     Activations, Attention, KvPages, PAGE_TOKENS, Packer, Segment, Team, add_assign, attend,
-    matmul, rms_norm, rms_norm_in_place, rotate, scale, softcap,
+    rms_norm, rms_norm_in_place, rotate, scale, softcap,
 };
 
+use crate::adapter::{Before, NormPart, Part as Product};
 use crate::batch::{Batch, Outputs};
-use crate::config::{Config, Latent, Layer, QkNorm};
-use crate::input::{FeedForwardOut, FeedForwardWork, Input, Read, Rows, feed_forward};
+use crate::changed::{ChangeWork, Changed, Changes, change, scale_inputs};
+use crate::config::{Config, QkNorm};
+use crate::family::{Family, JoinError, Stage};
+use crate::input::{FeedForwardOut, FeedForwardWork, Input, Read, Rows, adapted, feed_forward};
+use crate::latent::{latent_queries, out_of_latent, rotate_latent};
 use crate::moe;
 use crate::rope::Angles;
+use crate::rows::{Part, Who};
 use crate::tensors::{TensorError, Tensors};
-use crate::weights::{FeedForward, LatentWeights, LayerWeights, Projections, Weights, Work};
+use crate::weights::{FeedForward, LayerWeights, Projections, Weights, Work};
 
-/// A causal language model.
-#[derive(Debug)]
+/// A causal language model, and fine-tunes of it that share what is equal.
+#[derive(Debug, Clone)]
 pub struct Decoder {
-    config: Config,
-    weights: Weights,
+    pub(crate) config: Config,
+    pub(crate) family: Family,
     /// Rounds the rows of prompts to bfloat16 for packed weights.
     pub(crate) round: bool,
 }
@@ -28,18 +33,34 @@ pub struct Decoder {
 pub struct Scratch {
     positions: Vec<u32>,
     angles: Vec<Angles>,
-    state: Vec<f32>,
-    normed: Vec<f32>,
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
-    attended: Vec<f32>,
-    result: Vec<f32>,
-    narrow: Vec<f32>,
-    by_head: Vec<f32>,
-    converted: Activations,
+    who: Who,
+    /// All rows, and those of the part that a stage computes where there are several.
+    rows: Rowed,
+    part: Rowed,
+    work: StageWork,
+}
+
+/// What is kept of each row between stages.
+#[derive(Debug, Default)]
+pub(crate) struct Rowed {
+    pub(crate) state: Vec<f32>,
+    pub(crate) q: Vec<f32>,
+    pub(crate) k: Vec<f32>,
+    pub(crate) v: Vec<f32>,
+    pub(crate) attended: Vec<f32>,
+}
+
+/// Working memory within a stage.
+#[derive(Debug, Default)]
+pub(crate) struct StageWork {
+    pub(crate) normed: Vec<f32>,
+    pub(crate) result: Vec<f32>,
+    pub(crate) narrow: Vec<f32>,
+    pub(crate) by_head: Vec<f32>,
+    pub(crate) converted: Activations,
     ffn: FeedForwardWork,
     moe: moe::MoeScratch,
+    change: ChangeWork,
 }
 
 /// The first `len` values of a buffer that only grows.
@@ -50,14 +71,93 @@ pub(crate) fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     &mut buffer[..len]
 }
 
+/// A buffer of [`Rowed`].
+#[derive(Debug, Clone, Copy)]
+enum Column {
+    State,
+    Q,
+    K,
+    V,
+    Attended,
+}
+
+impl Rowed {
+    fn column(&mut self, column: Column) -> &mut Vec<f32> {
+        match column {
+            Column::State => &mut self.state,
+            Column::Q => &mut self.q,
+            Column::K => &mut self.k,
+            Column::V => &mut self.v,
+            Column::Attended => &mut self.attended,
+        }
+    }
+}
+
+/// Runs a stage: on all rows where they are one part, else on each part's, brought together and
+/// taken back. `bring` and `take` are columns with their widths.
+fn each_part(
+    parts: &[Part],
+    (rows, sub): (&mut Rowed, &mut Rowed),
+    bring: &[(Column, usize)],
+    take: &[(Column, usize)],
+    run: &mut dyn FnMut(&Part, &mut Rowed),
+) {
+    if let [one] = parts {
+        return run(one, rows);
+    }
+    let all: usize = parts.iter().map(|part| part.size.all).sum();
+    for part in parts {
+        for &(column, width) in bring {
+            let to = sized(sub.column(column), part.size.all * width);
+            let from = rows.column(column);
+            for (to, &row) in to.chunks_exact_mut(width).zip(&part.of) {
+                to.copy_from_slice(&from[row as usize * width..][..width]);
+            }
+        }
+        run(part, sub);
+        for &(column, width) in take {
+            let from = &sub.column(column)[..part.size.all * width];
+            let to = sized(rows.column(column), all * width);
+            for (from, &row) in from.chunks_exact(width).zip(&part.of) {
+                to[row as usize * width..][..width].copy_from_slice(from);
+            }
+        }
+    }
+}
+
 impl Decoder {
     pub(crate) fn load(config: Config, tensors: &Tensors) -> Result<Decoder, TensorError> {
         let weights = Weights::load(&config, tensors)?;
         Ok(Decoder {
             config,
-            weights,
+            family: Family::of(weights),
             round: false,
         })
+    }
+
+    /// Takes a fine-tune of the same shape as a further member; its number. Weights that equal
+    /// an earlier member's become those.
+    pub(crate) fn join(&mut self, other: Decoder) -> Result<usize, JoinError> {
+        if self.is_packed() || other.is_packed() {
+            return Err(JoinError::Packed);
+        }
+        if self.config != other.config {
+            return Err(JoinError::Shape);
+        }
+        let mut number = self.family.members.len();
+        for weights in other.family.members {
+            number = self.family.join(weights);
+        }
+        Ok(number)
+    }
+
+    /// Whether any weights are packed.
+    pub(crate) fn is_packed(&self) -> bool {
+        let weights = &self.family.members[0];
+        let layers = weights.layers.iter().map(|layer| &layer.output);
+        layers
+            .chain([&weights.head])
+            .any(|linear| linear.weight.is_packed())
     }
 
     /// Whether packed weights multiply the rows of prompts rounded to bfloat16; see
@@ -68,22 +168,22 @@ impl Decoder {
 
     /// What [`Model::pack`](crate::Model::pack) packs.
     pub(crate) fn packer(&mut self) -> Packer<'_> {
-        self.weights.packer()
+        self.family.packer()
     }
 
     #[cfg(test)]
     pub(crate) fn embedding(&self, token: usize, out: &mut [f32]) {
-        self.weights.embedding(token, out);
+        self.family.members[0].embedding(token, out);
     }
 
-    /// What adapters change.
-    pub(crate) fn weights(&self) -> &Weights {
-        &self.weights
+    /// A member's weights.
+    pub(crate) fn weights(&self, member: usize) -> &Weights {
+        &self.family.members[member]
     }
 
     /// What the products of one token take: in all layers, and in the output head.
     pub fn work(&self) -> [Work; 2] {
-        self.weights.work(&self.config)
+        self.family.members[0].work(&self.config)
     }
 
     /// The model's shape and rules.
@@ -92,10 +192,11 @@ impl Decoder {
     }
 
     /// Runs a batch: stores its keys and values, and computes the logits and hidden states that
-    /// it asks for.
+    /// it asks for. A token beyond the vocabulary is one of those that its adapter puts before
+    /// every prompt.
     ///
     /// # Panics
-    /// When a token is not in the vocabulary, or segments, tables and pages do not fit together.
+    /// When a token is neither, or segments, variants, tables and pages do not fit together.
     pub fn forward(
         &self,
         team: &Team,
@@ -104,61 +205,25 @@ impl Decoder {
         s: &mut Scratch,
         out: &mut Outputs,
     ) {
-        let (c, rows) = (&self.config, batch.tokens.len());
-        assert!(batch.generated <= rows, "more generated tokens than rows");
-        positions(&batch.segments, rows, &mut s.positions);
+        let (c, size) = (&self.config, self.rows(batch));
+        assert!(
+            batch.generated <= size.all,
+            "more generated tokens than rows"
+        );
+        positions(&batch.segments, size.all, &mut s.positions);
         s.angles.resize_with(c.ropes.len(), Angles::default);
         for (angles, rope) in s.angles.iter_mut().zip(&c.ropes) {
             angles.fill(rope, &s.positions);
         }
-        let state = sized(&mut s.state, rows * c.hidden);
-        team.for_rows(state, c.hidden, &|row, out| {
-            self.weights.embedding(batch.tokens[row] as usize, out);
-            if c.embedding_scale != 1.0 {
-                scale(out, c.embedding_scale);
-            }
-        });
-        for (index, (layer, weights)) in c.layers.iter().zip(&self.weights.layers).enumerate() {
-            self.attention(team, index, layer, weights, batch, kv, s);
-            self.feed_forward(team, weights, self.rows(batch), s);
+        s.who.fill(batch, size, &self.family);
+        self.embed(team, batch, s);
+        for layer in 0..c.layers.len() {
+            self.project(team, layer, s);
+            self.place(team, layer, batch, kv, s);
+            self.attend(team, layer, batch, kv, s);
+            self.feed_forward(team, layer, s);
         }
-        let state = &s.state;
-        let last_norm = |row: u32, out: &mut [f32]| {
-            let from = &state[row as usize * c.hidden..][..c.hidden];
-            rms_norm(from, &self.weights.norm, c.norm_eps, out);
-        };
-        out.hidden.resize(batch.hidden.len() * c.hidden, 0.0);
-        team.for_rows(&mut out.hidden, c.hidden, &|i, out| {
-            last_norm(batch.hidden[i], out);
-        });
-        out.logits.resize(batch.logits.len() * c.vocab, 0.0);
-        if batch.logits.is_empty() {
-            return;
-        }
-        let head = &self.weights.head;
-        let input = Input::made(
-            team,
-            // Few rows, of either kind: always as integers.
-            Rows {
-                all: batch.logits.len(),
-                integers: batch.logits.len(),
-            },
-            &|i, out| last_norm(batch.logits[i], out),
-            &[head],
-            &mut s.normed,
-            &mut s.converted,
-        );
-        let logits = &mut out.logits[..];
-        input.products(
-            team,
-            [Read {
-                linear: head,
-                out: logits,
-            }],
-        );
-        if let Some(cap) = c.logit_softcap {
-            team.for_rows(&mut out.logits, c.vocab, &|_, row| softcap(row, cap));
-        }
+        self.emit(team, batch, s, out);
     }
 
     /// The batch's rows, as packed weights multiply them.
@@ -168,70 +233,156 @@ impl Decoder {
         Rows { all, integers }
     }
 
-    #[allow(clippy::too_many_arguments)] // one layer's half needs just these
-    fn attention(
+    fn embed(&self, team: &Team, batch: &Batch, s: &mut Scratch) {
+        let (c, who) = (&self.config, &s.who);
+        let state = sized(&mut s.rows.state, batch.tokens.len() * c.hidden);
+        team.for_rows(state, c.hidden, &|row, out| {
+            let token = batch.tokens[row] as usize;
+            let adapter = who.whole.adapted.of(row);
+            match token.checked_sub(c.vocab) {
+                None => {
+                    self.family.members[who.member(row)].embedding(token, out);
+                    if let Some(change) = adapter.and_then(|a| a.embedding.as_ref()) {
+                        change.merge_row(token, out);
+                    }
+                }
+                Some(place) => match adapter.and_then(|a| a.before.as_ref()) {
+                    Some(Before::Embeddings(rows)) => rows.row(place, out),
+                    Some(Before::KeysValues { .. }) => out.fill(0.0),
+                    None => panic!("token {token} of {}, and no adapter", c.vocab),
+                },
+            }
+            if c.embedding_scale != 1.0 {
+                scale(out, c.embedding_scale);
+            }
+        });
+    }
+
+    /// Queries, keys and values of all rows, not yet rotated.
+    fn project(&self, team: &Team, index: usize, s: &mut Scratch) {
+        let (c, work) = (&self.config, &mut s.work);
+        let first = |m| self.family.first(index, Stage::Project, m);
+        let shape = c.kv_shape();
+        let (q, k, v) = (
+            (Column::Q, c.heads * shape.k_dim),
+            (Column::K, shape.heads * shape.k_dim),
+            (Column::V, shape.heads * shape.v_dim),
+        );
+        let take: &[_] = if c.latent.is_some() {
+            &[q, k]
+        } else {
+            &[q, k, v]
+        };
+        each_part(
+            s.who.parts(first),
+            (&mut s.rows, &mut s.part),
+            &[(Column::State, c.hidden)],
+            take,
+            &mut |part, values| {
+                let w = &self.family.members[part.member].layers[index];
+                self.project_part(team, index, part, w, values, work);
+            },
+        );
+    }
+
+    fn project_part(
         &self,
         team: &Team,
         index: usize,
-        layer: &Layer,
+        part: &Part,
         w: &LayerWeights,
-        batch: &Batch,
-        kv: &mut KvPages,
-        s: &mut Scratch,
+        values: &mut Rowed,
+        s: &mut StageWork,
     ) {
-        let (c, rows) = (&self.config, batch.tokens.len());
-        let integers = self.rows(batch).integers;
-        let state = &s.state;
+        let (c, rows) = (&self.config, part.size.all);
+        let state = &values.state;
         let norm = |row: usize, out: &mut [f32]| {
             let from = &state[row * c.hidden..][..c.hidden];
-            rms_norm(from, &w.attention_norm, c.norm_eps, out);
+            let own = &w.attention_norm;
+            let by = part.adapted.norm(row, index, NormPart::Attention, own);
+            rms_norm(from, by, c.norm_eps, out);
         };
-        match &w.projections {
+        let (q, k, v, q_norm, k_norm) = match &w.projections {
             Projections::Heads {
                 q,
                 k,
                 v,
                 q_norm,
                 k_norm,
-            } => {
-                let (q_cols, kv_cols) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-                let input = Input::made(
-                    team,
-                    self.rows(batch),
-                    &norm,
-                    &[q, k, v],
-                    &mut s.normed,
-                    &mut s.converted,
-                );
-                let reads = [
-                    (q, sized(&mut s.q, rows * q_cols)),
-                    (k, sized(&mut s.k, rows * kv_cols)),
-                    (v, sized(&mut s.v, rows * kv_cols)),
-                ];
-                input.products(team, reads.map(|(linear, out)| Read { linear, out }));
-                let (q, k, v) = (
-                    &mut s.q[..rows * q_cols],
-                    &mut s.k[..rows * kv_cols],
-                    &mut s.v[..rows * kv_cols],
-                );
-                if c.qk_norm == QkNorm::Whole {
-                    // OLMoE clips what its norms have left.
-                    normalise(team, q_norm, c.norm_eps, q);
-                    normalise(team, k_norm, c.norm_eps, k);
+            } => (q, k, v, q_norm, k_norm),
+            Projections::Latent(latent) => {
+                team.for_rows(sized(&mut s.normed, rows * c.hidden), c.hidden, &norm);
+                return latent_queries(c, team, latent, part.size, values, s);
+            }
+        };
+        let changes = [Product::Q, Product::K, Product::V].map(|p| part.changes(index, p));
+        let changed = changes.iter().any(|c| !c.is_empty());
+        let readers = [q, k, v];
+        let (normed, converted) = (&mut s.normed, &mut s.converted);
+        let input = Input::made(team, part.size, &norm, &readers, normed, converted, changed);
+        let (q_cols, kv_cols) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        let mut outs = [
+            sized(&mut values.q, rows * q_cols),
+            sized(&mut values.k, rows * kv_cols),
+            sized(&mut values.v, rows * kv_cols),
+        ];
+        let [to_q, to_k, to_v] = &mut outs;
+        let reads = [(q, &mut **to_q), (k, &mut **to_k), (v, &mut **to_v)];
+        input.products(team, reads.map(|(linear, out)| Read { linear, out }));
+        if changed {
+            let [of_q, of_k, of_v] = changes;
+            let products = [
+                (q, of_q, &mut **to_q),
+                (k, of_k, &mut **to_k),
+                (v, of_v, &mut **to_v),
+            ];
+            let products = products.map(|(linear, changes, out)| Changed {
+                linear,
+                changes,
+                out,
+            });
+            let x = (input.plain(), part.size.integers);
+            change(team, x, false, products, &mut s.change);
+        }
+        let [q, k, v] = outs;
+        let norms = [(q_norm, NormPart::Query), (k_norm, NormPart::Key)];
+        let normalise = |x: &mut [f32], (own, of): (&Option<Vec<f32>>, NormPart)| {
+            let Some(own) = own else { return };
+            let each = x.len() / rows.max(1);
+            team.for_rows(x, each, &|row, x| {
+                let by = part.adapted.norm(row, index, of, own);
+                for x in x.chunks_exact_mut(by.len()) {
+                    rms_norm_in_place(x, by, c.norm_eps);
                 }
-                if let Some(clip) = c.qkv_clip {
-                    for x in [&mut *q, &mut *k, &mut *v] {
-                        x.iter_mut().for_each(|x| *x = x.clamp(-clip, clip));
-                    }
-                }
-                if c.qk_norm == QkNorm::Head {
-                    normalise(team, q_norm, c.norm_eps, q);
-                    normalise(team, k_norm, c.norm_eps, k);
-                }
-                if let Some(rope) = layer.rope {
-                    let (angles, pairs) = (&s.angles[rope], c.ropes[rope].frequencies.len());
-                    for (x, heads) in [(q, c.heads), (k, c.kv_heads)] {
-                        team.for_rows(x, heads * c.head_dim, &|row, x| {
+            });
+        };
+        if c.qk_norm == QkNorm::Whole {
+            // OLMoE clips what its norms have left.
+            normalise(q, norms[0]);
+            normalise(k, norms[1]);
+        }
+        if let Some(clip) = c.qkv_clip {
+            for x in [&mut *q, &mut *k, &mut *v] {
+                x.iter_mut().for_each(|x| *x = x.clamp(-clip, clip));
+            }
+        }
+        if c.qk_norm == QkNorm::Head {
+            normalise(q, norms[0]);
+            normalise(k, norms[1]);
+        }
+    }
+
+    /// Tells queries and keys their positions, and puts keys and values into their pages.
+    fn place(&self, team: &Team, index: usize, batch: &Batch, kv: &mut KvPages, s: &mut Scratch) {
+        let (c, rows) = (&self.config, batch.tokens.len());
+        if let Some(rope) = c.layers[index].rope {
+            let (angles, pairs) = (&s.angles[rope], c.ropes[rope].frequencies.len());
+            match c.latent {
+                Some(latent) => rotate_latent(c, latent, rope, angles, rows, &mut s.rows),
+                None => {
+                    for (x, heads) in [(&mut s.rows.q, c.heads), (&mut s.rows.k, c.kv_heads)] {
+                        let width = heads * c.head_dim;
+                        team.for_rows(&mut x[..rows * width], width, &|row, x| {
                             let angle = row * pairs..(row + 1) * pairs;
                             let (cos, sin) = (&angles.cos[angle.clone()], &angles.sin[angle]);
                             rotate(x, heads, c.head_dim, cos, sin, pairs, c.rope_style);
@@ -239,209 +390,196 @@ impl Decoder {
                     }
                 }
             }
-            Projections::Latent(latent) => {
-                team.for_rows(sized(&mut s.normed, rows * c.hidden), c.hidden, &norm);
-                self.latent_queries(team, layer, latent, self.rows(batch), s);
+        }
+        self.put_before(index, batch, s);
+        store(batch, index, kv, &s.rows.k, &s.rows.v);
+    }
+
+    /// The keys and values that adapters put before prompts, in place of what was computed.
+    fn put_before(&self, index: usize, batch: &Batch, s: &mut Scratch) {
+        let (c, adapted) = (&self.config, &s.who.whole.adapted);
+        if adapted.is_empty() {
+            return;
+        }
+        let width = c.kv_heads * c.head_dim;
+        for (row, &token) in batch.tokens.iter().enumerate() {
+            let Some(place) = (token as usize).checked_sub(c.vocab) else {
+                continue;
+            };
+            if let Some(Before::KeysValues { layers, .. }) =
+                adapted.of(row).and_then(|a| a.before.as_ref())
+            {
+                let to = [&mut s.rows.k, &mut s.rows.v];
+                for (to, from) in to.into_iter().zip(&layers[index]) {
+                    to[row * width..][..width].copy_from_slice(&from[place * width..][..width]);
+                }
             }
         }
-        store(batch, index, kv, &s.k, &s.v);
+    }
+
+    /// Attention of all rows, and what it adds to their states.
+    fn attend(&self, team: &Team, index: usize, batch: &Batch, kv: &KvPages, s: &mut Scratch) {
+        let (c, rows, work) = (&self.config, batch.tokens.len(), &mut s.work);
         let shape = kv.shape();
         let attention = Attention {
             layer: index,
             heads: c.heads,
             scale: c.attention_scale,
-            window: layer.window,
+            window: c.layers[index].window,
             softcap: c.attention_softcap,
             segments: &batch.segments,
             tables: &batch.tables,
-            rounded_from: integers,
+            rounded_from: self.rows(batch).integers,
         };
-        let q = &s.q[..rows * c.heads * shape.k_dim];
-        attend(
-            team,
-            &attention,
-            q,
-            kv,
-            sized(&mut s.attended, rows * c.heads * shape.v_dim),
+        let q = &s.rows.q[..rows * c.heads * shape.k_dim];
+        let attended = sized(&mut s.rows.attended, rows * c.heads * shape.v_dim);
+        attend(team, &attention, q, kv, attended);
+        each_part(
+            s.who.parts(|m| self.family.first(index, Stage::Output, m)),
+            (&mut s.rows, &mut s.part),
+            &[
+                (Column::State, c.hidden),
+                (Column::Attended, c.heads * shape.v_dim),
+            ],
+            &[(Column::State, c.hidden)],
+            &mut |part, values| {
+                let w = &self.family.members[part.member].layers[index];
+                self.output_part(team, index, part, w, values, work);
+            },
         );
-        let mut attended = c.heads * shape.v_dim;
-        if let (Projections::Latent(latent), Some(l)) = (&w.projections, c.latent) {
-            self.out_of_latent(team, latent, l, rows, s);
-            attended = c.heads * l.v;
-        }
-        let x = &s.attended[..rows * attended];
-        let input = Input::of(team, x, integers, &[&w.output], &mut s.converted);
-        let (linear, state) = (&w.output, &mut s.state[..rows * c.hidden]);
-        if let Some(norm) = &w.post_attention_norm {
-            let out = sized(&mut s.result, rows * c.hidden);
-            input.products(team, [Read { linear, out }]);
-            self.add_normed(team, norm, &mut s.result[..rows * c.hidden], state);
-        } else {
-            input.add_product(team, Read { linear, out: state }, &mut s.result);
-        }
     }
 
-    /// Adds the norm of `x` to `state`.
-    fn add_normed(&self, team: &Team, norm: &[f32], x: &mut [f32], state: &mut [f32]) {
+    fn output_part(
+        &self,
+        team: &Team,
+        index: usize,
+        part: &Part,
+        w: &LayerWeights,
+        values: &mut Rowed,
+        s: &mut StageWork,
+    ) {
+        let (
+            c,
+            Rows {
+                all: rows,
+                integers,
+            },
+        ) = (&self.config, part.size);
+        if let (Projections::Latent(latent), Some(l)) = (&w.projections, c.latent) {
+            out_of_latent(c.heads, team, latent, l, rows, values, s);
+        }
+        let (linear, cols) = (&w.output, w.output.weight.cols());
+        let changes = part.changes(index, Product::Output);
+        let changed = !changes.is_empty();
+        let x = &mut values.attended[..rows * cols];
+        scale_inputs(x, cols, &changes);
+        let input = Input::of(team, x, integers, &[linear], &mut s.converted);
+        let state = &mut values.state[..rows * c.hidden];
+        if !changed && w.post_attention_norm.is_none() {
+            return input.add_product(team, Read { linear, out: state }, &mut s.result);
+        }
+        let out = sized(&mut s.result, rows * c.hidden);
+        input.products(team, [Read { linear, out }]);
+        if changed {
+            let out = &mut s.result[..rows * c.hidden];
+            let x = (input.plain(), integers);
+            let products = [Changed {
+                linear,
+                changes,
+                out,
+            }];
+            change(team, x, true, products, &mut s.change);
+        }
+        let norm = (NormPart::PostAttention, &w.post_attention_norm);
+        self.add(
+            team,
+            index,
+            part,
+            norm,
+            &mut s.result[..rows * c.hidden],
+            state,
+        );
+    }
+
+    /// Adds `x`, or its norm if there is one, to `state`.
+    fn add(
+        &self,
+        team: &Team,
+        index: usize,
+        part: &Part,
+        (of, norm): (NormPart, &Option<Vec<f32>>),
+        x: &mut [f32],
+        state: &mut [f32],
+    ) {
         let c = &self.config;
-        team.for_rows(x, c.hidden, &|_, row| {
-            rms_norm_in_place(row, norm, c.norm_eps)
-        });
+        if let Some(own) = norm {
+            team.for_rows(x, c.hidden, &|row, x| {
+                let by = part.adapted.norm(row, index, of, own);
+                rms_norm_in_place(x, by, c.norm_eps);
+            });
+        }
         let x = &*x;
         team.for_rows(state, c.hidden, &|row, state| {
             add_assign(state, &x[row * c.hidden..][..c.hidden]);
         });
     }
 
-    /// Queries in the latent space and this batch's latent keys: `q [rows, heads, kv_rank + rope]`,
-    /// `k [rows, kv_rank + rope]`.
-    fn latent_queries(
-        &self,
-        team: &Team,
-        layer: &Layer,
-        w: &LatentWeights,
-        Rows {
-            all: rows,
-            integers,
-        }: Rows,
-        s: &mut Scratch,
-    ) {
-        let c = &self.config;
-        let Some(l) = c.latent else { return };
-        let normed = &s.normed[..rows * c.hidden];
-        let head = l.nope + l.rope;
-        let plain = sized(&mut s.v, rows * c.heads * head);
-        let first = w.q_down.as_ref().map_or(&w.q, |(down, _)| down);
-        let readers = [first, &w.kv_down];
-        let input = Input::of(team, normed, integers, &readers, &mut s.converted);
-        let width = l.kv_rank + l.rope;
-        let down = sized(&mut s.narrow, rows * width);
-        let linear = &w.kv_down;
-        input.products(team, [Read { linear, out: down }]);
-        match &w.q_down {
-            Some((narrow, norm)) => {
-                let rank = narrow.weight.rows();
-                let out = sized(&mut s.by_head, rows * rank);
-                input.products(
-                    team,
-                    [Read {
-                        linear: narrow,
-                        out,
-                    }],
-                );
-                let x = &mut s.by_head[..rows * rank];
-                team.for_rows(x, rank, &|_, row| rms_norm_in_place(row, norm, c.norm_eps));
-                let input = Input::of(team, x, integers, &[&w.q], &mut s.converted);
-                input.products(
-                    team,
-                    [Read {
-                        linear: &w.q,
-                        out: plain,
-                    }],
-                );
-            }
-            None => input.products(
-                team,
-                [Read {
-                    linear: &w.q,
-                    out: plain,
-                }],
-            ),
-        }
-        let k = sized(&mut s.k, rows * width);
-        for (from, to) in down.chunks_exact(width).zip(k.chunks_exact_mut(width)) {
-            rms_norm(
-                &from[..l.kv_rank],
-                &w.kv_norm,
-                c.norm_eps,
-                &mut to[..l.kv_rank],
-            );
-            to[l.kv_rank..].copy_from_slice(&from[l.kv_rank..]);
-        }
-        // Each head's part without positions goes through that head's matrix.
-        let q = sized(&mut s.q, rows * c.heads * width);
-        let (nope, latent) =
-            sized(&mut s.by_head, rows * (l.nope + l.kv_rank)).split_at_mut(rows * l.nope);
-        for (h, to_latent) in w.q_to_latent.iter().enumerate() {
-            for row in 0..rows {
-                nope[row * l.nope..][..l.nope]
-                    .copy_from_slice(&plain[(row * c.heads + h) * head..][..l.nope]);
-            }
-            matmul(team, nope, to_latent, latent);
-            for row in 0..rows {
-                let to = &mut q[(row * c.heads + h) * width..][..width];
-                to[..l.kv_rank].copy_from_slice(&latent[row * l.kv_rank..][..l.kv_rank]);
-                to[l.kv_rank..]
-                    .copy_from_slice(&plain[(row * c.heads + h) * head + l.nope..][..l.rope]);
-            }
-        }
-        if let Some(rope) = layer.rope {
-            let (angles, pairs) = (&s.angles[rope], c.ropes[rope].frequencies.len());
-            for row in 0..rows {
-                let angle = row * pairs..(row + 1) * pairs;
-                let (cos, sin) = (&angles.cos[angle.clone()], &angles.sin[angle]);
-                for part in q[row * c.heads * width..][..c.heads * width]
-                    .chunks_exact_mut(width)
-                    .chain([&mut k[row * width..][..width]])
-                {
-                    rotate(
-                        &mut part[l.kv_rank..],
-                        1,
-                        l.rope,
-                        cos,
-                        sin,
-                        pairs,
-                        c.rope_style,
-                    );
-                }
-            }
-        }
+    fn feed_forward(&self, team: &Team, index: usize, s: &mut Scratch) {
+        let (c, work) = (&self.config, &mut s.work);
+        each_part(
+            s.who
+                .parts(|m| self.family.first(index, Stage::FeedForward, m)),
+            (&mut s.rows, &mut s.part),
+            &[(Column::State, c.hidden)],
+            &[(Column::State, c.hidden)],
+            &mut |part, values| {
+                let w = &self.family.members[part.member].layers[index];
+                self.feed_forward_part(team, index, part, w, values, work);
+            },
+        );
     }
 
-    /// `attended [rows, heads, kv_rank]` becomes `[rows, heads, v]`.
-    fn out_of_latent(
+    fn feed_forward_part(
         &self,
         team: &Team,
-        w: &LatentWeights,
-        l: Latent,
-        rows: usize,
-        s: &mut Scratch,
+        index: usize,
+        part: &Part,
+        w: &LayerWeights,
+        values: &mut Rowed,
+        s: &mut StageWork,
     ) {
-        let heads = self.config.heads;
-        let out = sized(&mut s.q, rows * heads * l.v);
-        let (latent, v) =
-            sized(&mut s.by_head, rows * (l.kv_rank + l.v)).split_at_mut(rows * l.kv_rank);
-        for (h, to_v) in w.latent_to_v.iter().enumerate() {
-            for row in 0..rows {
-                let from = &s.attended[(row * heads + h) * l.kv_rank..][..l.kv_rank];
-                latent[row * l.kv_rank..][..l.kv_rank].copy_from_slice(from);
-            }
-            matmul(team, latent, to_v, v);
-            for row in 0..rows {
-                out[(row * heads + h) * l.v..][..l.v].copy_from_slice(&v[row * l.v..][..l.v]);
-            }
-        }
-        sized(&mut s.attended, rows * heads * l.v).copy_from_slice(out);
-    }
-
-    fn feed_forward(&self, team: &Team, w: &LayerWeights, rows: Rows, s: &mut Scratch) {
-        let c = &self.config;
+        let (c, rows) = (&self.config, part.size);
         let len = rows.all * c.hidden;
-        let from = &s.state;
+        let from = &values.state;
         let norm = |row: usize, out: &mut [f32]| {
             let from = &from[row * c.hidden..][..c.hidden];
-            rms_norm(from, &w.ffn_norm, c.norm_eps, out);
+            let by = part
+                .adapted
+                .norm(row, index, NormPart::FeedForward, &w.ffn_norm);
+            rms_norm(from, by, c.norm_eps, out);
         };
         match (&w.ffn, &c.moe) {
             (FeedForward::Dense(dense), _) => {
+                let changes: [Changes<'_>; 3] =
+                    [Product::Gate, Product::Up, Product::Down].map(|p| part.changes(index, p));
+                let changed = changes.iter().any(|c| !c.is_empty());
                 let readers = [&dense.gate, &dense.up];
-                let plain = &mut s.normed;
-                let x = Input::made(team, rows, &norm, &readers, plain, &mut s.converted);
-                let out = match w.post_ffn_norm {
-                    Some(_) => FeedForwardOut::Set(sized(&mut s.result, len)),
-                    None => FeedForwardOut::Add(&mut s.state[..len]),
-                };
-                feed_forward(team, c.activation, dense, x, &mut s.ffn, out);
+                let (plain, converted) = (&mut s.normed, &mut s.converted);
+                let x = Input::made(team, rows, &norm, &readers, plain, converted, changed);
+                if changed {
+                    let out = sized(&mut s.result, len);
+                    let work = (&mut s.ffn, &mut s.change);
+                    adapted(team, c.activation, dense, x, changes, work, out);
+                } else {
+                    let out = match w.post_ffn_norm {
+                        Some(_) => FeedForwardOut::Set(sized(&mut s.result, len)),
+                        None => FeedForwardOut::Add(&mut values.state[..len]),
+                    };
+                    feed_forward(team, c.activation, dense, x, &mut s.ffn, out);
+                    if w.post_ffn_norm.is_none() {
+                        return;
+                    }
+                }
             }
             (FeedForward::Experts(experts), Some(rules)) => {
                 let normed = sized(&mut s.normed, len);
@@ -456,17 +594,101 @@ impl Decoder {
                     &mut s.moe,
                     result,
                 );
-                if w.post_ffn_norm.is_none() {
-                    add_assign(&mut s.state[..len], result);
-                }
             }
             (FeedForward::Experts(_), None) => {
                 unreachable!("experts are loaded only where the config has them")
             }
         }
-        if let Some(norm) = &w.post_ffn_norm {
-            self.add_normed(team, norm, &mut s.result[..len], &mut s.state[..len]);
+        let norm = (NormPart::PostFeedForward, &w.post_ffn_norm);
+        let state = &mut values.state[..len];
+        self.add(team, index, part, norm, &mut s.result[..len], state);
+    }
+
+    /// The last norm of the rows that are wanted, and their logits.
+    fn emit(&self, team: &Team, batch: &Batch, s: &mut Scratch, out: &mut Outputs) {
+        let (c, state, who) = (&self.config, &s.rows.state, &mut s.who);
+        out.hidden.resize(batch.hidden.len() * c.hidden, 0.0);
+        out.logits.resize(batch.logits.len() * c.vocab, 0.0);
+        {
+            let who = &*who;
+            let last_norm = |row: u32, out: &mut [f32]| self.last_norm(who, state, row, out);
+            team.for_rows(&mut out.hidden, c.hidden, &|i, out| {
+                last_norm(batch.hidden[i], out);
+            });
         }
+        if batch.logits.is_empty() {
+            return;
+        }
+        let members: Vec<usize> = who
+            .parts(|m| self.family.first_head(m))
+            .iter()
+            .map(|part| part.member)
+            .collect();
+        let who = &*who;
+        for &member in &members {
+            // All of them, where one head is everybody's.
+            let mine = |row: u32| {
+                members.len() == 1 || self.family.first_head(who.member(row as usize)) == member
+            };
+            let places = (0..batch.logits.len()).filter(|&i| mine(batch.logits[i]));
+            let places: Vec<usize> = places.collect();
+            let logits = match members.len() {
+                1 => &mut out.logits[..],
+                _ => sized(&mut s.work.result, places.len() * c.vocab),
+            };
+            let rows: Vec<u32> = places.iter().map(|&i| batch.logits[i]).collect();
+            let adapted = who.whole.adapted.some(&rows);
+            let changes = adapted.changes(|a| a.head.as_ref());
+            let changed = !changes.is_empty();
+            let linear = &self.family.members[member].head;
+            // Few rows, of either kind: always as integers.
+            let size = Rows {
+                all: rows.len(),
+                integers: rows.len(),
+            };
+            let input = Input::made(
+                team,
+                size,
+                &|i, out| self.last_norm(who, state, rows[i], out),
+                &[linear],
+                &mut s.work.normed,
+                &mut s.work.converted,
+                changed,
+            );
+            input.products(
+                team,
+                [Read {
+                    linear,
+                    out: &mut *logits,
+                }],
+            );
+            if changed {
+                let products = [Changed {
+                    linear,
+                    changes,
+                    out: &mut *logits,
+                }];
+                let x = (input.plain(), size.integers);
+                change(team, x, false, products, &mut s.work.change);
+            }
+            if members.len() > 1 {
+                let rows = s.work.result.chunks_exact(c.vocab);
+                for (&place, row) in places.iter().zip(rows) {
+                    out.logits[place * c.vocab..][..c.vocab].copy_from_slice(row);
+                }
+            }
+        }
+        if let Some(cap) = c.logit_softcap {
+            team.for_rows(&mut out.logits, c.vocab, &|_, row| softcap(row, cap));
+        }
+    }
+
+    fn last_norm(&self, who: &Who, state: &[f32], row: u32, out: &mut [f32]) {
+        let (c, row) = (&self.config, row as usize);
+        let from = &state[row * c.hidden..][..c.hidden];
+        let own = &self.family.members[who.member(row)].norm;
+        let changed = who.whole.adapted.of(row).and_then(|a| a.norm.as_ref());
+        rms_norm(from, changed.unwrap_or(own), c.norm_eps, out);
     }
 }
 
@@ -503,14 +725,5 @@ fn store(batch: &Batch, layer: usize, kv: &mut KvPages, k: &[f32], v: &[f32]) {
                 &v[row * v_cols..][..v_cols],
             );
         }
-    }
-}
-
-/// Norm in place, if there is one.
-fn normalise(team: &Team, weight: &Option<Vec<f32>>, eps: f32, x: &mut [f32]) {
-    if let Some(weight) = weight {
-        team.for_rows(x, weight.len(), &|_, row| {
-            rms_norm_in_place(row, weight, eps)
-        });
     }
 }

@@ -6,9 +6,20 @@ use sedge_kernels::{
     products, silu_mul,
 };
 
+use crate::changed::{ChangeWork, Changed, Changes, change, scale_inputs};
 use crate::config::Activation;
 use crate::decoder::sized;
 use crate::weights::{Gated, Linear};
+
+impl Activation {
+    /// Gates the second argument with the activated first one, which takes the result.
+    fn gate(self) -> fn(&mut [f32], &[f32]) {
+        match self {
+            Activation::Silu => silu_mul,
+            Activation::GeluTanh | Activation::Gelu => gelu_mul,
+        }
+    }
+}
 
 /// Rows of activations, in the forms that their readers want.
 #[derive(Debug, Clone, Copy)]
@@ -21,7 +32,7 @@ pub(crate) struct Input<'a> {
 
 /// How many rows there are, and how many of them, the first ones, packed weights multiply as
 /// integers.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Rows {
     pub(crate) all: usize,
     pub(crate) integers: usize,
@@ -64,7 +75,8 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// Rows that `make` writes, for these readers. They are kept as f32 only where one wants them.
+    /// Rows that `make` writes, for these readers. They are kept as f32 only where one of them,
+    /// or the caller, wants them.
     pub(crate) fn made(
         team: &Team,
         rows: Rows,
@@ -72,10 +84,11 @@ impl<'a> Input<'a> {
         readers: &[&Linear],
         plain: &'a mut Vec<f32>,
         converted: &'a mut Activations,
+        keep: bool,
     ) -> Input<'a> {
         let cols = readers[0].weight.cols();
-        if let (true, Some(forms)) = (readers.iter().all(|r| r.weight.is_packed()), forms(readers))
-        {
+        let packed = readers.iter().all(|r| r.weight.is_packed());
+        if let (true, Some(forms)) = (packed && !keep, forms(readers)) {
             converted.fill_with(team, (rows.all, cols), rows.integers, forms, make);
             return Input {
                 rows: rows.all,
@@ -87,6 +100,11 @@ impl<'a> Input<'a> {
         let plain = sized(plain, rows.all * cols);
         team.for_rows(plain, cols, make);
         Input::of(team, plain, rows.integers, readers, converted)
+    }
+
+    /// The rows as f32, if they were kept.
+    pub(crate) fn plain(&self) -> &'a [f32] {
+        self.plain
     }
 
     /// `out = x · wᵀ + b` for up to three matrices.
@@ -147,10 +165,7 @@ impl<'a> Input<'a> {
         w: &Gated,
         work: &'b mut FeedForwardWork,
     ) -> Input<'b> {
-        let activate = match activation {
-            Activation::Silu => silu_mul,
-            Activation::GeluTanh | Activation::Gelu => gelu_mul,
-        };
+        let activate = activation.gate();
         let FeedForwardWork {
             gate,
             up,
@@ -206,6 +221,55 @@ pub(crate) fn feed_forward(
         }
     }
     work.sums = sums;
+}
+
+/// The same for rows some of which have adapters that change gate, up and down.
+pub(crate) fn adapted(
+    team: &Team,
+    activation: Activation,
+    w: &Gated,
+    x: Input<'_>,
+    [of_gate, of_up, of_down]: [Changes<'_>; 3],
+    (work, change_work): (&mut FeedForwardWork, &mut ChangeWork),
+    out: &mut [f32],
+) {
+    let FeedForwardWork {
+        gate,
+        up,
+        converted,
+        ..
+    } = work;
+    let width = w.gate.weight.rows();
+    let (gate, up) = (sized(gate, x.rows * width), sized(up, x.rows * width));
+    let reads = [(&w.gate, &mut *gate), (&w.up, &mut *up)];
+    x.products(team, reads.map(|(linear, out)| Read { linear, out }));
+    let products = [(&w.gate, of_gate, &mut *gate), (&w.up, of_up, &mut *up)];
+    let products = products.map(|(linear, changes, out)| Changed {
+        linear,
+        changes,
+        out,
+    });
+    change(team, (x.plain, x.integers), false, products, change_work);
+    let (activate, up) = (activation.gate(), &*up);
+    team.for_rows(gate, width, &|row, gate| {
+        activate(gate, &up[row * width..][..width])
+    });
+    scale_inputs(gate, width, &of_down);
+    let linear = &w.down;
+    let inner = Input::of(team, gate, x.integers, &[linear], converted);
+    inner.products(
+        team,
+        [Read {
+            linear,
+            out: &mut *out,
+        }],
+    );
+    let products = [Changed {
+        linear,
+        changes: of_down,
+        out,
+    }];
+    change(team, (inner.plain, x.integers), true, products, change_work);
 }
 
 /// Where a feed-forward block's result goes.

@@ -8,33 +8,40 @@
 mod adapter;
 mod architecture;
 mod batch;
+mod changed;
 pub mod config;
 mod convert;
 mod decoder;
 mod encoder;
+mod family;
 mod input;
+mod latent;
 mod merge;
 mod moe;
 mod open;
 mod packed_cache;
 mod rope;
+mod rows;
+mod shared;
 mod synth;
 mod tensors;
 mod weights;
 
 pub use adapter::{Acts, Adapter, AdapterError, AdapterFacts};
 pub use architecture::Architecture;
-pub use batch::{Batch, Outputs};
+pub use batch::{Batch, Outputs, Variant};
 pub use config::Config;
 pub use convert::{ConvertError, ConvertReport, Origin, Progress, convert};
 pub use decoder::{Decoder, Scratch};
 pub use encoder::{Encoder, EncoderScratch};
+pub use family::JoinError;
 pub use merge::{MergeError, merge};
 pub use open::{
     Info, Model, OpenError, Opened, Recommended, TensorFact, Workspace, open, open_bytes,
     open_within,
 };
 pub use packed_cache::{Cached, PackedCache};
+pub use shared::{Merged, NoMerge, SharedModel};
 pub use synth::{
     AdapterPlan, Mixture, SynthError, SynthReport, likes, perturb, synth, synth_adapter,
     synth_methods,

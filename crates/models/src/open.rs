@@ -13,6 +13,7 @@ use crate::batch::{Batch, Outputs};
 use crate::config::{self, Config, ConfigError, Pooling};
 use crate::decoder::{Decoder, Scratch};
 use crate::encoder::{Encoder, EncoderScratch};
+use crate::family::JoinError;
 use crate::tensors::{TensorError, Tensors, of_a_tower};
 
 /// Why a checkpoint could not be opened.
@@ -103,6 +104,48 @@ impl Model {
         match self {
             Model::Decoder(model) => model.packer(),
             Model::Encoder(model) => model.packer(),
+        }
+    }
+
+    /// Takes a fine-tune of the same shape as a further member and gives its number, which
+    /// [`Variant::member`](crate::Variant) names. Tensors that are equal are held once, and
+    /// computed once for the tokens of all members that have them. Members join before the
+    /// weights are packed.
+    ///
+    /// # Errors
+    /// When the two cannot be one model.
+    pub fn join(&mut self, other: Model) -> Result<usize, JoinError> {
+        match (self, other) {
+            (Model::Decoder(model), Model::Decoder(other)) => model.join(other),
+            _ => Err(JoinError::Encoder),
+        }
+    }
+
+    /// Whether another model could [join](Model::join), and would share memory by it. What is
+    /// compared is read, up to the first difference of each tensor.
+    pub fn is_akin(&mut self, other: &mut Model) -> bool {
+        match (self, other) {
+            (Model::Decoder(model), Model::Decoder(other)) => {
+                let weights = &mut other.family.members[0];
+                model.config == other.config && model.family.shares_with(weights)
+            }
+            _ => false,
+        }
+    }
+
+    /// Bytes of weights that are in memory to compute with, what is shared once.
+    pub fn weight_bytes(&mut self) -> u64 {
+        match self {
+            Model::Decoder(model) => model.family.bytes(),
+            Model::Encoder(_) => 0,
+        }
+    }
+
+    /// How many fine-tunes have joined, the first one counted.
+    pub fn members(&self) -> usize {
+        match self {
+            Model::Decoder(model) => model.family.members.len(),
+            Model::Encoder(_) => 1,
         }
     }
 

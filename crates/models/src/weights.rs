@@ -1,6 +1,6 @@
 //! A decoder's weights, read from tensors into the shapes that the forward pass walks.
 
-use sedge_kernels::{Matrix, Packer, Weight, dequantize};
+use sedge_kernels::{Matrix, Weight, dequantize};
 
 use crate::config::{Config, Latent, QkNorm};
 use crate::tensors::{Stored, TensorError, Tensors};
@@ -132,10 +132,10 @@ impl Weights {
     }
 
     /// What products read; embeddings of their own, read row by row, stay as they are stored.
-    pub(crate) fn packer(&mut self) -> Packer<'_> {
+    pub(crate) fn packed(&mut self) -> impl Iterator<Item = &mut Weight> {
         let linears = self.layers.iter_mut().flat_map(LayerWeights::linears);
         let all = linears.chain([&mut self.head]);
-        Packer::new(all.map(|linear| &mut linear.weight))
+        all.map(|linear| &mut linear.weight)
     }
 }
 

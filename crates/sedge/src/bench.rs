@@ -7,14 +7,13 @@ mod serve;
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::process::Command;
-use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Subcommand;
 use sedge_bench::{Spread, Task, read_peer, time};
 use sedge_engine::CpuExecutor;
 use sedge_kernels::{Peak, Team, bf16_peak, f32_peak, int8_peak, packed_kernels, read_bandwidth};
-use sedge_models::{Model, Work};
+use sedge_models::{Model, SharedModel, Work};
 use serde_json::json;
 
 use crate::failure::Failure;
@@ -199,7 +198,7 @@ fn model(args: &ModelArgs) -> Result<(), Failure> {
     );
     let pages = tasks.iter().map(Task::pages).max().unwrap_or(0).max(1);
     let context = config.context;
-    let model = Arc::new(opened.model);
+    let model = SharedModel::new(opened.model);
     let mut executor = CpuExecutor::new(model, team, args.kv.into(), pages, context);
     time(
         &mut executor,

@@ -14,16 +14,16 @@ use crate::machine::MachineArgs;
 use crate::size::Bytes;
 use crate::source::Source;
 
-/// Opens the file of a model's pages below `folder`.
+/// Opens the file of the pages of a model and its fine-tunes below `folder`.
 pub(crate) fn open(
     folder: &Path,
     capacity: Bytes,
     page_bytes: usize,
-    source: &Source,
+    sources: &[&Source],
     machine: &MachineArgs,
 ) -> Result<DiskTier, Failure> {
-    let identity = identity(source, machine)
-        .map_err(|error| Failure::new(format_args!("{}: {error}", source.name)))?;
+    let identity = identity(sources, machine)
+        .map_err(|error| Failure::new(format_args!("{}: {error}", sources[0].name)))?;
     let name: String = identity[..8].iter().map(|b| format!("{b:02x}")).collect();
     let config = DiskConfig {
         folder: folder.join(name),
@@ -40,9 +40,9 @@ pub(crate) fn open(
     }
 }
 
-/// What keys and values depend on besides the tokens: the model to the last byte, and how it is
-/// computed and stored.
-fn identity(source: &Source, machine: &MachineArgs) -> io::Result<[u8; 32]> {
+/// What keys and values depend on besides the tokens: the models to the last byte, in their order,
+/// and how they are computed and stored.
+fn identity(sources: &[&Source], machine: &MachineArgs) -> io::Result<[u8; 32]> {
     let mut hasher = blake3::Hasher::new();
     let about = format!(
         "{} {} {:?} {} {}",
@@ -53,11 +53,13 @@ fn identity(source: &Source, machine: &MachineArgs) -> io::Result<[u8; 32]> {
         sedge_kernels::rounds_fast(),
     );
     hasher.update(about.as_bytes());
-    match source.path() {
-        None => drop(hasher.update(source.bytes())),
-        Some(path) => {
-            for file in files(path)? {
-                hasher.update_reader(File::open(file)?)?;
+    for source in sources {
+        match source.path() {
+            None => drop(hasher.update(source.bytes())),
+            Some(path) => {
+                for file in files(path)? {
+                    hasher.update_reader(File::open(file)?)?;
+                }
             }
         }
     }

@@ -2,12 +2,12 @@
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use clap::Subcommand;
 use sedge_bench::{Count, Perplexity, PerplexityOptions};
 use sedge_engine::CpuExecutor;
 use sedge_kernels::{PAGE_TOKENS, Team};
+use sedge_models::SharedModel;
 use serde_json::json;
 
 use crate::failure::Failure;
@@ -106,7 +106,7 @@ fn perplexity(args: PerplexityArgs) -> Result<(), Failure> {
     // No more than the model can use, whatever was asked for.
     let context = opened.model.config().context;
     let pages = args.window.get().min(context).div_ceil(PAGE_TOKENS);
-    let model = Arc::new(opened.model);
+    let model = SharedModel::new(opened.model);
     let mut executor = CpuExecutor::new(model, Team::new(threads), kv, pages, context);
     let options = PerplexityOptions {
         window: args.window.get(),

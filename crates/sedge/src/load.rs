@@ -45,6 +45,10 @@ pub(crate) struct LoadArgs {
     #[arg(long, value_name = "TIME", value_parser = time::parse, default_value = "1s")]
     fair_quantum: Duration,
 
+    /// Memory for adapters; those used least recently give way
+    #[arg(long, value_name = "BYTES", default_value = "256MiB")]
+    adapter_memory: Bytes,
+
     #[command(flatten)]
     cache: CacheArgs,
 }
@@ -156,6 +160,7 @@ impl LoadArgs {
                 host,
                 disk: None,
             },
+            adapter_memory: self.adapter_memory.0,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What of the machine a model may use: threads, and memory for keys and values.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use sedge_kernels::{KvShape, KvType, PAGE_TOKENS, Team};
@@ -68,6 +68,16 @@ impl WeightsArgs {
         model: &mut Model,
         team: &Team,
     ) -> Result<(), Failure> {
+        self.ready_file(source.path(), model, team)
+    }
+
+    /// Readies a model whose weights are all of one file, or of several.
+    pub(crate) fn ready_file(
+        &self,
+        file: Option<&Path>,
+        model: &mut Model,
+        team: &Team,
+    ) -> Result<(), Failure> {
         if self.arithmetic == Arithmetic::F32 {
             return Ok(());
         }
@@ -86,7 +96,7 @@ impl WeightsArgs {
             })?,
             false => folder.clone(),
         };
-        let cached = PackedCache::new(folder.clone()).pack(model, team, source.path());
+        let cached = PackedCache::new(folder.clone()).pack(model, team, file);
         if let Cached::NotWritten(error) = cached.map_err(failed)? {
             output::note(format_args!(
                 "sedge: packed weights could not be kept in {}: {error}",

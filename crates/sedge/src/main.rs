@@ -1,6 +1,7 @@
 //! The command line: parses, wires, and says what went wrong and what to try.
 
 mod adapter;
+mod adapters;
 mod answer;
 mod bench;
 mod chat;

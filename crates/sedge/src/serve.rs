@@ -9,11 +9,12 @@ use std::time::Duration;
 use clap::Parser;
 use sedge_api::{ApiKey, ServeError, ServedModel, Server, ServerConfig};
 
+use crate::adapters::{self, AdapterArg};
 use crate::failure::Failure;
-use crate::launch::{self, Running};
+use crate::launch::{self, Running, Share};
 use crate::load::LoadArgs;
 use crate::machine::MachineArgs;
-use crate::output;
+use crate::output::{self, ProgressLine};
 use crate::show;
 use crate::size::{self, Bytes};
 use crate::source::{self, Source};
@@ -37,6 +38,19 @@ pub(crate) struct Args {
     /// Model to serve, as MODEL or NAME=MODEL (repeatable); the first answers requests that name none
     #[arg(short, long = "model", value_name = "MODEL", default_value = source::BUILT_IN)]
     models: Vec<Source>,
+
+    /// What models share of each other
+    #[arg(long, value_enum, value_name = "WHAT", default_value = "exact")]
+    share: Share,
+
+    /// Adapter to serve as MODEL:NAME: a folder in peft's layout, of the first model if none is
+    /// named (repeatable)
+    #[arg(long = "adapter", value_name = "[MODEL:]NAME=FOLDER")]
+    adapters: Vec<AdapterArg>,
+
+    /// Serve every adapter in this folder, for the first model
+    #[arg(long, value_name = "FOLDER")]
+    adapter_folder: Option<PathBuf>,
 
     /// Address to listen on
     #[arg(long, default_value = "127.0.0.1")]
@@ -116,10 +130,8 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     let host = resolve(&args.host)?;
     let mut sources = args.models.clone();
     source::distinguish(&mut sources);
-    let running = sources
-        .iter()
-        .map(|source| launch::launch(source, &args.machine, Some(&args.load)))
-        .collect::<Result<Vec<Running>, Failure>>()?;
+    let running = launch::launch_all(&sources, &args.machine, Some(&args.load), args.share)?;
+    add_adapters(&args, &running)?;
 
     let runtime = tokio::runtime::Runtime::new().map_err(Failure::new)?;
     runtime.block_on(async {
@@ -150,6 +162,39 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
             .await
             .map_err(Failure::new)
     })
+}
+
+/// Registers the adapters that are to be served from the start.
+fn add_adapters(args: &Args, running: &[Running]) -> Result<(), Failure> {
+    let mut wanted = args.adapters.clone();
+    if let Some(folder) = &args.adapter_folder {
+        wanted.extend(adapters::in_folder(folder)?);
+    }
+    let mut line = ProgressLine::new();
+    let total = wanted.len() as u64;
+    for (done, wanted) in wanted.into_iter().enumerate() {
+        line.show(done as u64, total, &wanted.name);
+        let model = match &wanted.model {
+            None => &running[0],
+            Some(name) => running.iter().find(|r| r.name == *name).ok_or_else(|| {
+                let served: Vec<&str> = running.iter().map(|r| r.name.as_str()).collect();
+                Failure::new(format_args!("--adapter {name}:…: no such model"))
+                    .hint(format_args!("one of {}", served.join(", ")))
+            })?,
+        };
+        let name = format!("{}:{}", model.name, wanted.name);
+        let new = model.adapters.of_folder(&name, &wanted.folder);
+        let new = new.map_err(|e| {
+            Failure::about(&wanted.folder, &e)
+                .hint("a folder with adapter_config.json and adapter_model.safetensors")
+        })?;
+        model
+            .engine
+            .add_adapter(new)
+            .map_err(|e| Failure::about(&wanted.folder, &e))?;
+    }
+    line.clear();
+    Ok(())
 }
 
 /// Binds the port asked for, or the first free one from 8080 on.
@@ -227,6 +272,8 @@ fn served(running: &Running) -> ServedModel {
     ServedModel {
         name: running.name.clone(),
         engine: running.engine.clone(),
+        member: running.member,
+        adapter: None,
         tokenizer: running.tokenizer.clone(),
         template: running.template.clone(),
         context: running.context,

@@ -6,7 +6,9 @@
 mod disk;
 mod groups;
 mod link;
+mod residents;
 
 pub use disk::{Disk, DiskConfig, DiskError, DiskStats, Fetched, PageKey};
 pub use groups::{Groups, Owner, runs};
 pub use link::{Link, LinkConfig};
+pub use residents::Residents;

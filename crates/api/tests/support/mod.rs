@@ -81,6 +81,8 @@ impl TestServer {
         let template = Arc::new(ChatTemplate::new(TEMPLATE, None, None).unwrap());
         let parrot = ServedModel {
             name: "parrot".into(),
+            member: 0,
+            adapter: None,
             engine: engine.clone(),
             tokenizer,
             template: Some(template),

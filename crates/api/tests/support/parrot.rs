@@ -151,6 +151,7 @@ impl Executor for Parrot {
             pages,
             bidirectional: self.encoder,
             pooling: Pooling::Mean,
+            members: 1,
         }
     }
 

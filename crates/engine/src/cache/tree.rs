@@ -90,9 +90,16 @@ impl Label {
     }
 }
 
-/// The name of what a namespace's sequences begin with.
-pub(crate) fn namespace(name: &str) -> PageKey {
-    hash(name.as_bytes())
+/// The name of what a namespace's sequences begin with: those of a tenant, computed with the same
+/// weights.
+pub(crate) fn namespace(tenant: &str, salt: &[u8]) -> PageKey {
+    if salt.is_empty() {
+        return hash(tenant.as_bytes());
+    }
+    let mut name = tenant.as_bytes().to_vec();
+    name.extend((tenant.len() as u64).to_le_bytes());
+    name.extend(salt);
+    hash(&name)
 }
 
 /// The first 16 bytes of BLAKE3.

@@ -54,7 +54,7 @@ impl Rig {
         config: EngineConfig,
         most: usize,
     ) -> Rig {
-        let shared = Arc::new(Shared::new(config.max_waiting, Clock::simulated()));
+        let shared = Arc::new(Shared::new(&config, Clock::simulated()));
         let mut model = Scripted::new(shape);
         model.most_tokens = most;
         let steps = Loop::new(Box::new(model), tokenizer.clone(), &config, shared.clone());
@@ -66,7 +66,7 @@ impl Rig {
 
     /// A model whose steps take time.
     fn paced(shape: Shape, config: EngineConfig, step: Duration) -> Rig {
-        let shared = Arc::new(Shared::new(config.max_waiting, Clock::simulated()));
+        let shared = Arc::new(Shared::new(&config, Clock::simulated()));
         let mut model = Scripted::new(shape);
         model.pace = Some((shared.clock.clone(), step));
         Rig {

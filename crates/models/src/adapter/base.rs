@@ -113,10 +113,10 @@ pub(crate) struct Base<'a> {
 }
 
 impl<'a> Base<'a> {
-    pub(crate) fn new(model: &'a Decoder, named: Option<String>) -> Base<'a> {
+    pub(crate) fn new(model: &'a Decoder, member: usize, named: Option<String>) -> Base<'a> {
         Base {
             config: model.config(),
-            weights: model.weights(),
+            weights: model.weights(member),
             named,
             left: Cell::new(EXPANDED_LIMIT),
         }

@@ -15,6 +15,9 @@ pub enum AdapterError {
         /// Cause.
         source: std::io::Error,
     },
+    /// Encoders have none.
+    #[error("adapters change models that generate text; this model is an encoder")]
+    Encoder,
     /// A folder that holds no adapter.
     #[error(
         "{folder} is not an adapter: expected a folder with adapter_config.json and adapter_model.safetensors"

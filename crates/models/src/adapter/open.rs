@@ -13,6 +13,7 @@ use super::reader::Reader;
 use super::settings::{CONFIG_LIMIT, Settings};
 use super::{Adapter, Before, Change, LayerChange, Term};
 use crate::decoder::Decoder;
+use crate::open::Model;
 
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
@@ -73,6 +74,18 @@ impl Adapter {
         Adapter::from_parts(&config, tensors, model)
     }
 
+    /// The same for a fine-tune that has joined a model.
+    ///
+    /// # Errors
+    /// As [`Adapter::open`].
+    pub fn open_for(folder: &Path, model: &Model, member: usize) -> Result<Adapter, AdapterError> {
+        let Model::Decoder(decoder) = model else {
+            return Err(AdapterError::Encoder);
+        };
+        let Stored { config, tensors } = Stored::open(folder)?;
+        Adapter::read(&config, tensors, (decoder, member))
+    }
+
     /// Makes an adapter of the text of its `adapter_config.json` and its tensors by name.
     ///
     /// # Errors
@@ -82,9 +95,17 @@ impl Adapter {
         tensors: IndexMap<String, Tensor>,
         model: &Decoder,
     ) -> Result<Adapter, AdapterError> {
+        Adapter::read(config, tensors, (model, 0))
+    }
+
+    fn read(
+        config: &str,
+        tensors: IndexMap<String, Tensor>,
+        (model, member): (&Decoder, usize),
+    ) -> Result<Adapter, AdapterError> {
         let settings = Settings::parse(config)?;
         let method = method::of(&settings)?;
-        let mut reader = Reader::new(&settings, tensors, model)?;
+        let mut reader = Reader::new(&settings, tensors, (model, member))?;
         let mut adapter = Adapter {
             method,
             layers: vec![LayerChange::default(); model.config().layers.len()],

@@ -32,12 +32,12 @@ impl<'a> Reader<'a> {
     pub(crate) fn new(
         settings: &'a Settings,
         tensors: IndexMap<String, Tensor>,
-        model: &'a Decoder,
+        (model, member): (&'a Decoder, usize),
     ) -> Result<Reader<'a>, AdapterError> {
         Ok(Reader {
             settings,
             tensors: Tensors::new(tensors, settings.base())?,
-            base: Base::new(model, settings.base()),
+            base: Base::new(model, member, settings.base()),
         })
     }
 

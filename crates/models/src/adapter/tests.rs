@@ -137,7 +137,7 @@ fn agrees(config: Value, maker: Maker, formula: impl Fn(&Dense) -> Dense) {
     let model = model("llama");
     let config = config.to_string();
     let adapter = Adapter::from_parts(&config, maker.tensors, &model).unwrap();
-    let linear = product(&model.weights().layers[1], Part::Down).unwrap();
+    let linear = product(&model.weights(0).layers[1], Part::Down).unwrap();
     let base: Vec<Vec<f32>> = (0..ROWS)
         .map(|row| {
             let mut values = vec![0.0; COLS];
@@ -368,7 +368,7 @@ fn ia3_scales_a_bias_with_its_output() {
     let config = json!({"peft_type": "IA3", "feedforward_modules": ["down_proj"]}).to_string();
     let adapter = Adapter::from_parts(&config, make.tensors, &base).unwrap();
     let change = adapter.layers[0].parts[Part::V as usize].as_ref().unwrap();
-    let own = product(&base.weights().layers[0], Part::V).unwrap();
+    let own = product(&base.weights(0).layers[0], Part::V).unwrap();
     let own = own.bias.as_ref().unwrap();
     for (i, value) in change.bias.as_ref().unwrap().iter().enumerate() {
         assert_eq!(*value, own[i] * l.values[i] as f32);
@@ -608,7 +608,7 @@ fn embeddings_that_were_saved_along_must_be_the_models() {
     let mut bytes = Vec::new();
     for token in 0..512 {
         let mut row = vec![0.0; 64];
-        model.weights().embedding(token, &mut row);
+        model.weights(0).embedding(token, &mut row);
         bytes.extend(row.iter().flat_map(|v| v.to_le_bytes()));
     }
     let name = "base_model.model.model.embed_tokens.base_layer.weight";

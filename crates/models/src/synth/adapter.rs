@@ -223,7 +223,7 @@ impl Writer<'_> {
             _ => &APART,
         };
         let mut modules = Vec::new();
-        for (layer, weights) in self.model.weights().layers.iter().enumerate() {
+        for (layer, weights) in self.model.weights(0).layers.iter().enumerate() {
             for &(name, parts) in names {
                 // Experts and latent attention are left out.
                 let each: Result<Vec<_>, _> = parts.iter().map(|p| product(weights, *p)).collect();
@@ -252,7 +252,7 @@ impl Writer<'_> {
             of,
         };
         let mut modules = Vec::new();
-        for (layer, weights) in self.model.weights().layers.iter().enumerate() {
+        for (layer, weights) in self.model.weights(0).layers.iter().enumerate() {
             let mut put = |name: &str, part| {
                 let name = format!("model.layers.{layer}.{name}");
                 modules.push(of_norm(name, layer, Of::Norm(part)));
@@ -302,7 +302,7 @@ impl Writer<'_> {
             "prompt" | "ptuning" => {
                 // Of the size that the first layer reads.
                 let mut row = vec![0.0; c.hidden];
-                self.model.weights().embedding(0, &mut row);
+                self.model.weights(0).embedding(0, &mut row);
                 let square = row.iter().map(|v| v * v).sum::<f32>() / c.hidden as f32;
                 let size = square.sqrt().max(1e-3) * c.embedding_scale;
                 out.push(normal("prompt_embeddings", &[positions, c.hidden], size));
@@ -409,7 +409,7 @@ impl Writer<'_> {
     }
 
     fn norm(&self, module: &Module, out: &mut Vec<Planned>) {
-        let weights = self.model.weights();
+        let weights = self.model.weights(0);
         let of = weights.layers.get(module.layer);
         let own = match module.of {
             Of::LastNorm => Some(&weights.norm),
@@ -445,7 +445,7 @@ impl Writer<'_> {
         };
         let mut start = 0;
         for &part in parts {
-            let layer = &self.model.weights().layers[module.layer];
+            let layer = &self.model.weights(0).layers[module.layer];
             let Ok(linear) = product(layer, part) else {
                 continue;
             };

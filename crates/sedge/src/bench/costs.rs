@@ -1,10 +1,9 @@
 //! `sedge bench costs`: measures what steps cost and keeps it for planning and simulation.
 
-use std::sync::Arc;
-
 use sedge_clock::Load;
 use sedge_engine::CpuExecutor;
 use sedge_kernels::Team;
+use sedge_models::SharedModel;
 use serde_json::json;
 
 use crate::costs;
@@ -54,7 +53,7 @@ pub(super) fn run(args: &CostsArgs) -> Result<(), Failure> {
     );
     let context = config.context;
     let pages = machine::pages(args.machine.kv_memory, layers, shape, kv);
-    let mut executor = CpuExecutor::new(Arc::new(opened.model), team, kv, pages, context);
+    let mut executor = CpuExecutor::new(SharedModel::new(opened.model), team, kv, pages, context);
     let costs = costs::measure(&args.model, &args.machine, &mut executor)?;
     let text = if args.json {
         format!("{:#}\n", json!({"model": args.model.name, "costs": costs}))
