@@ -74,7 +74,10 @@ pub(crate) fn change<const N: usize>(
                         after: term.after.as_deref(),
                         out,
                     }),
-                    Some(Term::Kronecker(term)) => add_kronecker(team, x, rows, term, product.out),
+                    Some(Term::Kronecker(term)) => {
+                        let width = product.linear.weight.rows();
+                        add_kronecker(team, x, rows, term, (product.out, width));
+                    }
                     None => {}
                 }
             }
@@ -161,7 +164,13 @@ fn multiply(x: &mut [f32], by: &[f32]) {
 
 /// `out[row] += scale · (left ⊗ right) · x[row]`, as `left · X · rightᵀ` with the row's inputs
 /// laid out as a matrix `X`.
-fn add_kronecker(team: &Team, x: &[f32], rows: &[u32], term: &Kronecker, out: &mut [f32]) {
+fn add_kronecker(
+    team: &Team,
+    x: &[f32],
+    rows: &[u32],
+    term: &Kronecker,
+    (out, width): (&mut [f32], usize),
+) {
     let [left, right] = [&term.left, &term.right].map(|m| {
         let mut values = vec![0.0; m.rows() * m.cols()];
         dequantize(m.dtype(), m.bytes(), &mut values).expect("a matrix has the bytes of its shape");
@@ -177,8 +186,14 @@ fn add_kronecker(team: &Team, x: &[f32], rows: &[u32], term: &Kronecker, out: &m
         kronecker_row(&left, &right, term, x, sums);
     });
     for (sums, &row) in sums.chunks_exact(n).zip(rows) {
-        let out = &mut out[row as usize * n..][..n];
-        out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
+        let out = &mut out[row as usize * width..][..width];
+        match &term.rows {
+            None => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
+            Some(from) => {
+                let from = from.iter().map(|&row| sums[row as usize]);
+                out.iter_mut().zip(from).for_each(|(out, sum)| *out += sum);
+            }
+        }
     }
 }
 
