@@ -74,10 +74,7 @@ pub(crate) fn change<const N: usize>(
                         after: term.after.as_deref(),
                         out,
                     }),
-                    Some(Term::Kronecker(term)) => {
-                        let width = product.linear.weight.rows();
-                        add_kronecker(team, x, rows, term, (product.out, width));
-                    }
+                    Some(Term::Kronecker(term)) => add_kronecker(team, x, rows, term, product.out),
                     None => {}
                 }
             }
@@ -164,13 +161,7 @@ fn multiply(x: &mut [f32], by: &[f32]) {
 
 /// `out[row] += scale · (left ⊗ right) · x[row]`, as `left · X · rightᵀ` with the row's inputs
 /// laid out as a matrix `X`.
-fn add_kronecker(
-    team: &Team,
-    x: &[f32],
-    rows: &[u32],
-    term: &Kronecker,
-    (out, width): (&mut [f32], usize),
-) {
+fn add_kronecker(team: &Team, x: &[f32], rows: &[u32], term: &Kronecker, out: &mut [f32]) {
     let [left, right] = [&term.left, &term.right].map(|m| {
         let mut values = vec![0.0; m.rows() * m.cols()];
         dequantize(m.dtype(), m.bytes(), &mut values).expect("a matrix has the bytes of its shape");
@@ -185,13 +176,15 @@ fn add_kronecker(
         let x = &x[rows[i] as usize * cols..][..cols];
         kronecker_row(&left, &right, term, x, sums);
     });
+    let width = term.rows.as_ref().map_or(n, |order| order.len());
     for (sums, &row) in sums.chunks_exact(n).zip(rows) {
         let out = &mut out[row as usize * width..][..width];
         match &term.rows {
             None => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
-            Some(from) => {
-                let from = from.iter().map(|&row| sums[row as usize]);
-                out.iter_mut().zip(from).for_each(|(out, sum)| *out += sum);
+            Some(order) => {
+                for (out, &from) in out.iter_mut().zip(order.iter()) {
+                    *out += sums[from as usize];
+                }
             }
         }
     }
