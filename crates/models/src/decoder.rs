@@ -247,7 +247,8 @@ impl Decoder {
                     }
                 }
                 Some(place) => match adapter.and_then(|a| a.before.as_ref()) {
-                    Some(Before::Embeddings(rows)) => rows.row(place, out),
+                    // Not scaled as tokens' are.
+                    Some(Before::Embeddings(rows)) => return rows.row(place, out),
                     Some(Before::KeysValues { .. }) => out.fill(0.0),
                     None => panic!("token {token} of {}, and no adapter", c.vocab),
                 },

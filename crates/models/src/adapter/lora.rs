@@ -180,6 +180,10 @@ fn embedding(
     mut group: Group,
     method: &'static str,
 ) -> Result<EmbeddingChange, AdapterError> {
+    reader.without(&[(
+        "ensure_weight_tying",
+        "the head changes with the embeddings",
+    )])?;
     let c = reader.base.config;
     let (a, b) = (
         group.need("lora_embedding_A")?,

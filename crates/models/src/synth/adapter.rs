@@ -484,8 +484,10 @@ impl Writer<'_> {
         let own = match method {
             "lora" | "dora" => json!({"r": plan.rank, "lora_alpha": plan.alpha, "bias": "none",
                 "use_dora": method == "dora", "use_rslora": false, "lora_dropout": 0.0}),
+            // PEFT reads none without a schedule of its training.
             "adalora" => json!({"r": plan.rank, "init_r": plan.rank, "target_r": plan.rank,
-                "lora_alpha": plan.alpha, "bias": "none", "rank_pattern": null}),
+                "lora_alpha": plan.alpha, "bias": "none", "rank_pattern": null,
+                "total_step": 1, "tinit": 0, "tfinal": 0}),
             "ia3" => {
                 let inner: Vec<&&str> = names.iter().filter(|n| **n == "down_proj").collect();
                 json!({"feedforward_modules": inner})

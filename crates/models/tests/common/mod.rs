@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
 use sedge_kernels::{KvPages, KvType, PAGE_TOKENS, Segment, Team, argmax};
-use sedge_models::{Adapter, Batch, Decoder, Model, Opened, Outputs, Workspace, open};
+use sedge_models::{Adapter, Batch, Decoder, Model, Opened, Outputs, Variant, Workspace, open};
 
 pub(crate) fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -119,6 +119,24 @@ impl Run {
             all.extend(self.forward(&batch).logits);
         }
         all
+    }
+
+    /// Logits of every position, computed with an adapter and with what it puts before them.
+    pub(crate) fn adapted(&mut self, ids: &[u32], adapter: Adapter) -> Vec<f32> {
+        let (vocab, before) = (self.model.config().vocab as u32, adapter.positions());
+        let tokens: Vec<u32> = (vocab..).take(before).chain(ids.iter().copied()).collect();
+        let batch = Batch {
+            segments: vec![Run::segment(0..tokens.len(), 0, 0..PAGES)],
+            variants: vec![Variant {
+                member: 0,
+                adapter: Some(adapter.into()),
+            }],
+            tables: (0..PAGES as u32).rev().collect(),
+            logits: (before as u32..tokens.len() as u32).collect(),
+            tokens,
+            ..Batch::default()
+        };
+        self.forward(&batch).logits
     }
 
     /// Logits of every position of `ids`, run in one batch among other sequences.
