@@ -1,6 +1,7 @@
 //! Measurement: how well a model predicts a text, how fast it runs, and how a server bears load.
 #![deny(missing_docs)]
 
+mod agreement;
 mod costs;
 pub mod load;
 mod peer;
@@ -8,6 +9,7 @@ mod perplexity;
 mod plot;
 mod speed;
 
+pub use agreement::{Agreement, agreement};
 pub use costs::measure_costs;
 pub use peer::{PeerError, PeerFigure, read_peer};
 pub use perplexity::{Count, Perplexity, PerplexityError, PerplexityOptions, perplexity, score};

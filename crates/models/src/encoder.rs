@@ -10,7 +10,7 @@ use crate::tensors::{TensorError, Tensors};
 use crate::weights::Linear;
 
 /// A bidirectional encoder.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Encoder {
     config: Config,
     tokens: Matrix,
@@ -23,13 +23,13 @@ pub struct Encoder {
     pub(crate) round: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Norm {
     weight: Vec<f32>,
     bias: Vec<f32>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct EncoderLayer {
     q: Linear,
     k: Linear,

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use sedge_kernels::{Matrix, Packer, Weight};
 
+use crate::similar::Similar;
 use crate::tensors::TensorError;
 use crate::weights::{Experts, FeedForward, Gated, LayerWeights, Linear, Projections, Weights};
 
@@ -142,6 +143,22 @@ impl Family {
     /// What is packed of all members.
     pub(crate) fn packer(&mut self) -> Packer<'_> {
         Packer::new(self.members.iter_mut().flat_map(Weights::packed))
+    }
+
+    /// Whether all of a member's layer is another's.
+    pub(crate) fn has_layer_of(&self, member: usize, other: usize, layer: usize) -> bool {
+        self.stages[layer]
+            .iter()
+            .all(|stage| stage[member] == stage[other])
+    }
+
+    /// Puts another member's layer in place of a member's own.
+    pub(crate) fn substitute(&mut self, similar: &Similar) {
+        let layer = self.members[similar.with].layers[similar.layer].clone();
+        self.members[similar.member].layers[similar.layer] = layer;
+        for number in similar.member..self.members.len() {
+            self.compare(number);
+        }
     }
 
     /// The first member with the same weights of a stage.

@@ -23,6 +23,7 @@ mod packed_cache;
 mod rope;
 mod rows;
 mod shared;
+mod similar;
 mod synth;
 mod tensors;
 mod weights;
@@ -42,6 +43,7 @@ pub use open::{
 };
 pub use packed_cache::{Cached, PackedCache};
 pub use shared::{Merged, NoMerge, SharedModel};
+pub use similar::Similar;
 pub use synth::{
     AdapterPlan, Mixture, SynthError, SynthReport, likes, perturb, synth, synth_adapter,
     synth_methods,

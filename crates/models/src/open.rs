@@ -57,8 +57,8 @@ pub enum OpenError {
     Tensor(#[from] TensorError),
 }
 
-/// A model that can run.
-#[derive(Debug)]
+/// A model that can run. A copy shares the memory of the weights.
+#[derive(Debug, Clone)]
 pub enum Model {
     /// Generates text.
     Decoder(Decoder),

@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use clap::ValueEnum;
 use sedge_engine::{CpuExecutor, Engine, EngineConfig, Executor, Sampling};
 use sedge_formats::template::ChatTemplate;
 use sedge_formats::tokenizer::Tokenizer;
@@ -18,6 +17,7 @@ use crate::load::LoadArgs;
 use crate::machine::{self, MachineArgs};
 use crate::output;
 use crate::sampling;
+use crate::share::{Share, ShareArgs};
 use crate::source::Source;
 
 /// A model with its running engine.
@@ -44,22 +44,13 @@ pub(crate) struct Running {
     pub(crate) weights: (u64, usize),
 }
 
-/// What models share of each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Share {
-    /// Tensors that are equal to the last bit, and their part of each step
-    Exact,
-    /// Nothing: each model has an engine of its own
-    Off,
-}
-
 /// Opens a model and starts its engine, under a load as `load` says.
 pub(crate) fn launch(
     source: &Source,
     machine: &MachineArgs,
     load: Option<&LoadArgs>,
 ) -> Result<Running, Failure> {
-    let all = launch_all(std::slice::from_ref(source), machine, load, Share::Off)?;
+    let all = launch_all(std::slice::from_ref(source), machine, load, None)?;
     Ok(all
         .into_iter()
         .next()
@@ -72,12 +63,17 @@ pub(crate) fn launch_all(
     sources: &[Source],
     machine: &MachineArgs,
     load: Option<&LoadArgs>,
-    share: Share,
+    share: Option<&ShareArgs>,
 ) -> Result<Vec<Running>, Failure> {
     let mut groups: Vec<Group<'_>> = Vec::new();
     for (place, source) in sources.iter().enumerate() {
         let (model, member) = Member::open(place, source, machine)?;
         Group::take(&mut groups, model, member, share)?;
+    }
+    if let Some(share) = share.filter(|s| s.share == Share::Approximate) {
+        for group in &mut groups {
+            group.approximate(share, machine)?;
+        }
     }
     let mut running = Vec::new();
     for group in groups {
@@ -137,9 +133,9 @@ impl<'a> Group<'a> {
         groups: &mut Vec<Group<'a>>,
         mut model: Model,
         member: Member<'a>,
-        share: Share,
+        share: Option<&ShareArgs>,
     ) -> Result<(), Failure> {
-        if share != Share::Off {
+        if share.is_some_and(|s| s.share != Share::Off) {
             for group in groups.iter_mut() {
                 let first = &group.members[0].tokenizer;
                 if first.is_alike(&member.tokenizer) && group.model.is_akin(&mut model) {
@@ -154,6 +150,18 @@ impl<'a> Group<'a> {
             members: vec![member],
         });
         Ok(())
+    }
+
+    /// Lets near layers serve for each other.
+    fn approximate(&mut self, share: &ShareArgs, machine: &MachineArgs) -> Result<(), Failure> {
+        let team = Team::new(machine::threads(machine.threads));
+        let names: Vec<&str> = self
+            .members
+            .iter()
+            .map(|m| m.source.name.as_str())
+            .collect();
+        let tokenizer = &self.members[0].tokenizer;
+        share.approximate(&mut self.model, &names, tokenizer, machine, &team)
     }
 
     /// The file that all weights are of, if it is one.

@@ -18,6 +18,7 @@ mod output;
 mod run;
 mod sampling;
 mod serve;
+mod share;
 mod show;
 mod sim;
 mod size;

@@ -11,10 +11,11 @@ use sedge_api::{ApiKey, ServeError, ServedModel, Server, ServerConfig};
 
 use crate::adapters::{self, AdapterArg};
 use crate::failure::Failure;
-use crate::launch::{self, Running, Share};
+use crate::launch::{self, Running};
 use crate::load::LoadArgs;
 use crate::machine::MachineArgs;
 use crate::output::{self, ProgressLine};
+use crate::share::ShareArgs;
 use crate::show;
 use crate::size::{self, Bytes};
 use crate::source::{self, Source};
@@ -38,10 +39,6 @@ pub(crate) struct Args {
     /// Model to serve, as MODEL or NAME=MODEL (repeatable); the first answers requests that name none
     #[arg(short, long = "model", value_name = "MODEL", default_value = source::BUILT_IN)]
     models: Vec<Source>,
-
-    /// What models share of each other
-    #[arg(long, value_enum, value_name = "WHAT", default_value = "exact")]
-    share: Share,
 
     /// Adapter to serve as MODEL:NAME: a folder in peft's layout, of the first model if none is
     /// named (repeatable)
@@ -106,6 +103,9 @@ pub(crate) struct Args {
     web_folder: Option<PathBuf>,
 
     #[command(flatten)]
+    share: ShareArgs,
+
+    #[command(flatten)]
     load: LoadArgs,
 
     #[command(flatten)]
@@ -130,7 +130,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     let host = resolve(&args.host)?;
     let mut sources = args.models.clone();
     source::distinguish(&mut sources);
-    let running = launch::launch_all(&sources, &args.machine, Some(&args.load), args.share)?;
+    let running = launch::launch_all(&sources, &args.machine, Some(&args.load), Some(&args.share))?;
     add_adapters(&args, &running)?;
 
     let runtime = tokio::runtime::Runtime::new().map_err(Failure::new)?;
@@ -313,6 +313,17 @@ fn greeting(running: &[Running], address: SocketAddr, keyed: bool) -> String {
             show::main_type(&model.info),
             Bytes(model.info.bytes),
             model.context
+        ));
+    }
+    let groups = running.iter().filter(|r| r.member == 0 && r.weights.1 > 1);
+    for group in groups {
+        let (bytes, models) = group.weights;
+        let apart = running.iter().filter(|r| r.engine.is(&group.engine));
+        let apart: u64 = apart.map(|r| r.info.bytes).sum();
+        text.push_str(&format!(
+            "shared     {models} models hold {} of weights in memory; their files hold {}\n",
+            Bytes(bytes),
+            Bytes(apart)
         ));
     }
     let first = &running[0];
