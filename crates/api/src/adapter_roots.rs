@@ -33,7 +33,11 @@ fn below(root: &Path, path: &Path) -> io::Result<Option<PathBuf>> {
 mod tests {
     use super::*;
 
-    struct Place(tempfile::TempDir, PathBuf);
+    /// A folder that is gone at the end, and its path without links.
+    struct Place {
+        path: PathBuf,
+        _folder: tempfile::TempDir,
+    }
 
     impl Place {
         fn new() -> Place {
@@ -42,11 +46,14 @@ mod tests {
                 fs::create_dir_all(folder.path().join(inner)).unwrap();
             }
             let path = folder.path().canonicalize().unwrap();
-            Place(folder, path)
+            Place {
+                path,
+                _folder: folder,
+            }
         }
 
         fn at(&self, path: &str) -> PathBuf {
-            self.1.join(path)
+            self.path.join(path)
         }
 
         fn allows(&self, path: impl AsRef<Path>) -> Option<PathBuf> {

@@ -470,3 +470,55 @@ fn web_pages_and_strangers_change_nothing() {
         );
     }
 }
+
+#[test]
+fn metrics_and_the_live_view_tell_of_adapters() {
+    let place = Place::with(
+        config(),
+        EngineConfig {
+            adapter_memory: 1,
+            ..EngineConfig::default()
+        },
+    );
+    let server = &place.server;
+    place.add("sql", "sql");
+    place.add("other", "sql");
+    for name in ["parrot:sql", "parrot:other", "parrot:other", "parrot"] {
+        server.post(CHAT, &chat(name, "a")).ok();
+    }
+    server.wait_for(|stats| stats.finished == 4);
+    let text = server.get("/metrics").text().to_owned();
+    for line in [
+        "sedge_adapters_registered{model=\"parrot\"} 2",
+        "sedge_adapters_resident{model=\"parrot\"} 1",
+        "sedge_adapters_bytes{model=\"parrot\"} 1",
+        "sedge_adapters_capacity_bytes{model=\"parrot\"} 1",
+        "sedge_adapter_loads_total{model=\"parrot\"} 1",
+        "sedge_adapter_evictions_total{model=\"parrot\"} 1",
+        "sedge_adapter_hits_total{model=\"parrot\"} 2",
+        "sedge_requests_finished_total{model=\"parrot\"} 4",
+        // Adapters' requests are their model's.
+        "sedge_request_duration_seconds_count{model=\"parrot\"} 4",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    }
+    assert!(text.contains("sedge_adapter_load_seconds_total{model=\"parrot\"} "));
+    // The first two models share an engine, which is counted once.
+    assert!(!text.contains("sedge_requests_finished_total{model=\"org/mute\"}"));
+    assert!(text.contains("sedge_requests_finished_total{model=\"encoder\"} 0"));
+    assert!(text.contains("sedge_request_duration_seconds_count{model=\"org/mute\"} 0"));
+
+    let view = server.get("/live").ok()["model"]["adapters"].clone();
+    let told = json!({
+        "registered": 2, "resident": 1, "bytes": 1, "capacity": 1, "loads": 1, "evictions": 1, "hits": 2,
+    });
+    assert_eq!(view, told);
+    let mut body = chat("parrot:sql", "*");
+    body["stream"] = true.into();
+    let mut running = server.stream(CHAT, &body);
+    let until = std::time::Instant::now() + support::PATIENCE;
+    let asked = || server.get("/live").ok()["model"]["requests"][0]["model"].clone();
+    while asked() != "parrot:sql" {
+        assert!(std::time::Instant::now() < until && running.next().is_some());
+    }
+}
