@@ -12,4 +12,4 @@ pub use costs::measure_costs;
 pub use peer::{PeerError, PeerFigure, read_peer};
 pub use perplexity::{Count, Perplexity, PerplexityError, PerplexityOptions, perplexity, score};
 pub use plot::{Chart, Line, line_plot, sparkline};
-pub use speed::{Spread, Task, time};
+pub use speed::{Spread, Task, time, time_of};

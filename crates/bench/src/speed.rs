@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use sedge_engine::Executor;
 use sedge_kernels::{PAGE_TOKENS, Segment, argmax};
-use sedge_models::{Batch, Outputs};
+use sedge_models::{Batch, Outputs, Variant};
 
 /// Tokens of a prompt that a step takes.
 const STEP: usize = 512;
@@ -89,7 +89,16 @@ impl std::fmt::Display for Task {
 /// # Panics
 /// When the executor has too few pages or positions: the caller has asked for [`Task::pages`].
 pub fn time(executor: &mut dyn Executor, task: Task) -> Duration {
+    time_of(executor, task, &[])
+}
+
+/// The same with what computes each sequence; the first member of the model where there is none.
+///
+/// # Panics
+/// As [`time`].
+pub fn time_of(executor: &mut dyn Executor, task: Task, variants: &[Variant]) -> Duration {
     let mut run = Run::new(executor, task);
+    run.variants = variants;
     match task {
         Task::Prompt { tokens, depth } => {
             run.prompt(0, depth);
@@ -123,6 +132,8 @@ struct Run<'a> {
     sequence: usize,
     /// The last token of each sequence.
     last: Vec<u32>,
+    /// What computes each.
+    variants: &'a [Variant],
     batch: Batch,
     out: Outputs,
 }
@@ -138,9 +149,14 @@ impl<'a> Run<'a> {
             pages,
             sequence: 0,
             last: (0..sequences).map(|s| (s * 31 % vocab) as u32).collect(),
+            variants: &[],
             batch: Batch::default(),
             out: Outputs::default(),
         }
+    }
+
+    fn variant(&self, sequence: usize) -> Variant {
+        self.variants.get(sequence).cloned().unwrap_or_default()
     }
 
     fn pages_of(&self, sequence: usize) -> std::ops::Range<u32> {
@@ -163,6 +179,7 @@ impl<'a> Run<'a> {
                 position: first,
                 pages: 0..self.pages,
             });
+            self.batch.variants.push(self.variant(self.sequence));
             if start + n == tokens {
                 self.batch.logits.push(n as u32 - 1);
             }
@@ -182,6 +199,7 @@ impl<'a> Run<'a> {
                 position,
                 pages: s * self.pages..(s + 1) * self.pages,
             });
+            self.batch.variants.push(self.variant(s));
             self.batch.logits.push(s as u32);
         }
         self.batch.generated = sequences;

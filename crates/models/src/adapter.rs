@@ -30,6 +30,7 @@ use std::sync::Arc;
 
 use sedge_kernels::Matrix;
 
+pub(crate) use base::{paired_head, product};
 pub use error::AdapterError;
 pub use facts::AdapterFacts;
 pub use method::Acts;

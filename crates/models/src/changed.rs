@@ -176,9 +176,17 @@ fn add_kronecker(team: &Team, x: &[f32], rows: &[u32], term: &Kronecker, out: &m
         let x = &x[rows[i] as usize * cols..][..cols];
         kronecker_row(&left, &right, term, x, sums);
     });
+    let width = term.rows.as_ref().map_or(n, |order| order.len());
     for (sums, &row) in sums.chunks_exact(n).zip(rows) {
-        let out = &mut out[row as usize * n..][..n];
-        out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
+        let out = &mut out[row as usize * width..][..width];
+        match &term.rows {
+            None => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
+            Some(order) => {
+                for (out, &from) in out.iter_mut().zip(order.iter()) {
+                    *out += sums[from as usize];
+                }
+            }
+        }
     }
 }
 

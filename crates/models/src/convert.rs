@@ -10,7 +10,7 @@ use sedge_formats::tokenizer::TokenizerError;
 use sedge_kernels::{CodecError, DType, RopeStyle, Team, dequantize, quantize};
 
 use crate::config::{self, Config};
-use crate::open::{Folder, OpenError, is_gguf};
+use crate::open::{Folder, OpenError, Opened, is_gguf, open, open_bytes};
 use crate::tensors::{Stored, Tensors};
 
 /// Why a conversion failed. The output file is then as it was before.
@@ -99,50 +99,86 @@ pub fn convert(
     team: &Team,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<ConvertReport, ConvertError> {
-    refuse_same(input, output)?;
-    write(parts(input)?, output, dtype, team, progress)
+    let origin = Origin::Path(input);
+    origin.refuse_same(output)?;
+    let parts = typed(origin.parts()?, dtype);
+    write(parts, output, dtype, team, progress)
 }
 
-/// Refuses to write over what is read.
-pub(crate) fn refuse_same(input: &Path, output: &Path) -> Result<(), ConvertError> {
-    match (input.canonicalize(), output.canonicalize()) {
-        (Ok(a), Ok(b)) if a == b => Err(ConvertError::SameFile(output.display().to_string())),
-        _ => Ok(()),
+/// Where a checkpoint is.
+#[derive(Debug, Clone)]
+pub enum Origin<'a> {
+    /// A Hugging Face folder or a GGUF file.
+    Path(&'a Path),
+    /// A GGUF file in memory, under a name for errors and for show.
+    Memory(Bytes, &'a str),
+}
+
+impl Origin<'_> {
+    pub(crate) fn open(&self) -> Result<Opened, OpenError> {
+        match self {
+            Origin::Path(path) => open(path),
+            Origin::Memory(bytes, name) => open_bytes(bytes.clone(), name),
+        }
+    }
+
+    /// Refuses to write over what is read.
+    pub(crate) fn refuse_same(&self, output: &Path) -> Result<(), ConvertError> {
+        let Origin::Path(input) = self else {
+            return Ok(());
+        };
+        match (input.canonicalize(), output.canonicalize()) {
+            (Ok(a), Ok(b)) if a == b => Err(ConvertError::SameFile(output.display().to_string())),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn is_gguf(&self) -> Result<bool, OpenError> {
+        match self {
+            Origin::Path(path) => is_gguf(path),
+            Origin::Memory(..) => Ok(true),
+        }
+    }
+
+    /// Metadata and tensors, as a GGUF file has them.
+    pub(crate) fn parts<'b>(&self) -> Result<Parts<'b>, ConvertError> {
+        match self {
+            Origin::Path(path) if is_gguf(path)? => {
+                from_gguf(&Gguf::open(path)?, &path.display().to_string())
+            }
+            Origin::Path(path) => from_folder(path),
+            Origin::Memory(bytes, name) => from_gguf(&Gguf::parse(bytes.clone())?, name),
+        }
     }
 }
 
-/// Metadata and tensors of a checkpoint, as a GGUF file has them.
-pub(crate) fn parts<'a>(input: &Path) -> Result<Parts<'a>, ConvertError> {
-    match is_gguf(input)? {
-        true => from_gguf(input),
-        false => from_folder(input),
-    }
-}
-
-/// Writes tensors as `dtype` or as they are.
-pub(crate) fn write(
-    (mut metadata, parts): Parts<'_>,
-    output: &Path,
-    dtype: Option<DType>,
-    team: &Team,
-    progress: &mut dyn FnMut(Progress<'_>),
-) -> Result<ConvertReport, ConvertError> {
+/// The same to be written as `dtype`, or as they are: all but the matrices of products as f32.
+pub(crate) fn typed((mut metadata, parts): Parts<'_>, dtype: Option<DType>) -> Parts<'_> {
     let parts: Vec<Part> = parts.into_iter().map(|p| p.typed(dtype)).collect();
     let tied = !parts.iter().any(|p| p.name == "output.weight");
     let parts: Vec<Part> = parts
         .into_iter()
         .map(|p| p.with_better_head(dtype, tied))
         .collect();
-
-    let plans: Vec<TensorPlan> = parts.iter().map(Part::plan).collect();
-    let size = |p: &Part| p.to.bytes_for(p.stored.values()).unwrap_or(0) as u64;
-    let total = parts.iter().map(size).sum();
     let file_type = dtype.or_else(|| commonest(&parts)).map(file_type);
     if let Some(file_type) = file_type {
         metadata.insert("general.file_type".into(), Value::U32(file_type));
     }
     metadata.insert("general.quantization_version".into(), Value::U32(2));
+    (metadata, parts)
+}
 
+/// Writes tensors in the types that they have been given; `dtype` is what was asked for.
+pub(crate) fn write(
+    (metadata, parts): Parts<'_>,
+    output: &Path,
+    dtype: Option<DType>,
+    team: &Team,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<ConvertReport, ConvertError> {
+    let plans: Vec<TensorPlan> = parts.iter().map(Part::plan).collect();
+    let size = |p: &Part| p.to.bytes_for(p.stored.values()).unwrap_or(0) as u64;
+    let total = parts.iter().map(size).sum();
     let mut done = 0;
     gguf::write(output, &metadata, &plans, |index| {
         let part = &parts[index];
@@ -152,7 +188,15 @@ pub(crate) fn write(
             total,
         });
         done += size(part);
-        part.encode(team)
+        let bytes = part.encode(team)?;
+        Ok(match &part.edit {
+            Some(edit) => {
+                let mut bytes = Vec::from(bytes);
+                edit(&mut bytes);
+                bytes.into()
+            }
+            None => bytes,
+        })
     })
     .map_err(|e| match e {
         ConvertError::Io(source) => ConvertError::Write {
@@ -190,20 +234,24 @@ pub(crate) struct Part<'a> {
     head: bool,
     /// Changes a row as it is stored, by its index.
     pub(crate) rewrite: Option<Rewrite<'a>>,
+    /// Changes the bytes that are about to be written.
+    pub(crate) edit: Option<Edit<'a>>,
 }
 
 /// A change of a matrix's rows.
 pub(crate) type Rewrite<'a> = Box<dyn Fn(usize, &mut [f32]) + Sync + 'a>;
 
+/// A change of a tensor's bytes.
+pub(crate) type Edit<'a> = Box<dyn Fn(&mut [u8]) + Sync + 'a>;
+
 pub(crate) type Parts<'a> = (IndexMap<String, Value>, Vec<Part<'a>>);
 
-fn from_gguf<'a>(input: &Path) -> Result<Parts<'a>, ConvertError> {
-    let file = Gguf::open(input)?;
-    let config = config::from_gguf(&file).map_err(|source| OpenError::Config {
-        place: input.display().to_string(),
+fn from_gguf<'a>(file: &Gguf, place: &str) -> Result<Parts<'a>, ConvertError> {
+    let config = config::from_gguf(file).map_err(|source| OpenError::Config {
+        place: place.into(),
         source,
     })?;
-    let tensors = Tensors::from_gguf(&file, config.architecture);
+    let tensors = Tensors::from_gguf(file, config.architecture);
     let part = |(name, stored): (String, Stored)| Part::new(name, stored, None);
     // A file in several parts becomes one.
     let metadata = file
@@ -313,6 +361,7 @@ impl<'a> Part<'a> {
             permute,
             head: false,
             rewrite: None,
+            edit: None,
         }
     }
 

@@ -31,7 +31,7 @@ pub use adapter::{Acts, Adapter, AdapterError, AdapterFacts};
 pub use architecture::Architecture;
 pub use batch::{Batch, Outputs, Variant};
 pub use config::Config;
-pub use convert::{ConvertError, ConvertReport, Progress, convert};
+pub use convert::{ConvertError, ConvertReport, Origin, Progress, convert};
 pub use decoder::{Decoder, Scratch};
 pub use encoder::{Encoder, EncoderScratch};
 pub use family::JoinError;
@@ -42,6 +42,9 @@ pub use open::{
 };
 pub use packed_cache::{Cached, PackedCache};
 pub use shared::{Merged, NoMerge, SharedModel};
-pub use synth::{Mixture, SynthError, SynthReport, likes, synth};
+pub use synth::{
+    AdapterPlan, Mixture, SynthError, SynthReport, likes, perturb, synth, synth_adapter,
+    synth_methods,
+};
 pub use tensors::TensorError;
 pub use weights::Work;

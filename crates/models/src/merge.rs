@@ -10,9 +10,9 @@ use sedge_kernels::{DType, Team};
 use crate::adapter::{Adapter, AdapterError, Change, LayerChange, NormPart, Part as Of};
 use crate::config::Config;
 use crate::convert::{
-    self, ConvertError, ConvertReport, Part, Progress, Rewrite, order, permuted_heads,
+    self, ConvertError, ConvertReport, Origin, Part, Progress, Rewrite, order, permuted_heads,
 };
-use crate::open::{Model, open};
+use crate::open::Model;
 use crate::tensors::Stored;
 
 /// Why an adapter was not merged. The output file is then as it was before.
@@ -40,26 +40,28 @@ pub enum MergeError {
     },
 }
 
-/// Writes the checkpoint at `base`, a Hugging Face folder or a GGUF file, with the adapter of the
-/// folder `adapter` in its weights, as the GGUF file `output`. Matrices are of type `dtype`, or of
+/// Writes the checkpoint `base` with the adapter of the folder `adapter` in its weights, as the GGUF file `output`. Matrices are of type `dtype`, or of
 /// the types that they have in the base; those that the adapter changes are then encoded anew.
 ///
 /// # Errors
 /// When base or adapter cannot be read, do not belong together, or the method does not merge; when
 /// a type cannot be written, or the disk is full.
 pub fn merge(
-    base: &Path,
+    base: &Origin<'_>,
     adapter: &Path,
     output: &Path,
     dtype: Option<DType>,
     team: &Team,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<ConvertReport, MergeError> {
-    convert::refuse_same(base, output)?;
-    let Model::Decoder(model) = open(base).map_err(ConvertError::Open)?.model else {
-        return Err(MergeError::Encoder {
-            architecture: crate::Architecture::Bert,
-        });
+    base.refuse_same(output)?;
+    let model = match base.open().map_err(ConvertError::Open)?.model {
+        Model::Decoder(model) => model,
+        Model::Encoder(model) => {
+            return Err(MergeError::Encoder {
+                architecture: model.config().architecture,
+            });
+        }
     };
     let name = adapter.file_name().unwrap_or(adapter.as_os_str());
     let name = name.to_string_lossy().into_owned();
@@ -71,7 +73,7 @@ pub fn merge(
         let method = adapter.method();
         return Err(MergeError::Unmergeable { method, reason });
     }
-    let (mut metadata, mut parts) = convert::parts(base)?;
+    let (mut metadata, mut parts) = base.parts()?;
     if let Some(Value::String(base)) = metadata.get_mut("general.name") {
         base.push_str(&format!(" + {name}"));
     }
@@ -82,8 +84,8 @@ pub fn merge(
     }
     add_biases(&adapter, config, &mut parts);
     parts.sort_by_key(|p| order(&p.name));
-    let written = convert::write((metadata, parts), output, dtype, team, progress);
-    Ok(written?)
+    let parts = convert::typed((metadata, parts), dtype);
+    Ok(convert::write(parts, output, dtype, team, progress)?)
 }
 
 /// Gives the output head a matrix of its own where it shared the embeddings and only one changes.

@@ -1,4 +1,8 @@
-//! Files with random weights in the shape of a known model: for measuring speed without it.
+//! Files with random weights: in the shape of a known model, as a fine-tune of another file, or
+//! as an adapter of a model. For measuring and trying what needs them without having them.
+
+mod adapter;
+mod perturb;
 
 use std::path::Path;
 
@@ -10,11 +14,62 @@ use sedge_kernels::{DType, quantize};
 
 use crate::Architecture;
 use crate::config::{self, Config, QkNorm};
-use crate::convert::{Progress, file_type, fitting};
+use crate::convert::{ConvertError, Progress, file_type, fitting};
+
+pub use adapter::{AdapterPlan, synth_adapter, synth_methods};
+pub use perturb::perturb;
 
 /// Why no file was written.
 #[derive(Debug, thiserror::Error)]
 pub enum SynthError {
+    /// The model to start from cannot be read, or its fine-tune not be written.
+    #[error(transparent)]
+    Convert(#[from] ConvertError),
+    /// The model does not have such a layer.
+    #[error("layer {found} is none of the model's, which are 0 to {last}")]
+    Layer {
+        /// What was asked for.
+        found: usize,
+        /// The model's last layer.
+        last: usize,
+    },
+    /// Nothing would be changed.
+    #[error("no layer is named, so nothing would be changed")]
+    NoLayer,
+    /// There is no such method of tuning.
+    #[error("no method is called {found:?}; there are {known}")]
+    Method {
+        /// What was asked for.
+        found: String,
+        /// Names of methods.
+        known: String,
+    },
+    /// The model has no such module that the method could change.
+    #[error("{method} cannot change {found:?} in this model; it can change {known}")]
+    Target {
+        /// Method.
+        method: &'static str,
+        /// What was asked for.
+        found: String,
+        /// Names of modules.
+        known: String,
+    },
+    /// A number that makes no adapter.
+    #[error("{what} is {found}; it must be {expected}")]
+    Number {
+        /// Which.
+        what: &'static str,
+        /// What was asked for.
+        found: String,
+        /// What would be right.
+        expected: &'static str,
+    },
+    /// A type that adapters do not have.
+    #[error("adapters are written in f32, f16 and bf16, not in {dtype}")]
+    Type {
+        /// What was asked for.
+        dtype: DType,
+    },
     /// There is no such shape.
     #[error("no shape is called {found:?}; there are {known}")]
     Like {
@@ -337,6 +392,15 @@ fn vocabulary(size: usize) -> IndexMap<String, Value> {
     .into_iter()
     .map(|(key, value)| (format!("tokenizer.ggml.{key}"), value))
     .collect()
+}
+
+/// Where the random numbers of a named part start.
+fn seeded(seed: u64, name: &str) -> Random {
+    // FNV-1a.
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    Random::new(seed ^ hash)
 }
 
 /// Values made once for each type and variance; tensors are runs of them from different starts.

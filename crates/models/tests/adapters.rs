@@ -7,7 +7,7 @@ use std::path::Path;
 
 use common::{ADAPTERS, Run, adapter, folder, golden};
 use sedge_kernels::{DType, KvType, Team};
-use sedge_models::{Acts, AdapterFacts, Model, convert, merge, open};
+use sedge_models::{Acts, AdapterFacts, Model, Origin, convert, merge, open};
 
 #[test]
 fn every_checkpoint_is_read() {
@@ -33,7 +33,15 @@ fn off(name: &str, base: &Path, key: &str) -> f32 {
     let out = tempfile::tempdir().unwrap();
     let file = out.path().join("merged.gguf");
     let from = folder(&format!("peft/{name}"));
-    merge(base, &from, &file, None, &Team::new(2), &mut |_| {}).unwrap();
+    merge(
+        &Origin::Path(base),
+        &from,
+        &file,
+        None,
+        &Team::new(2),
+        &mut |_| {},
+    )
+    .unwrap();
     let want = golden(&format!("peft/{name}"));
     let ids = want.ids("input_ids");
     let logits = Run::of(open(&file).unwrap(), KvType::F32).logits(&ids, ids.len());
@@ -79,7 +87,7 @@ fn what_is_no_change_of_weights_is_not_merged() {
     for name in &ADAPTERS[11..] {
         let from = folder(&format!("peft/{name}"));
         let error = merge(
-            &folder("llama"),
+            &Origin::Path(&folder("llama")),
             &from,
             &file,
             None,
@@ -106,7 +114,15 @@ fn a_merged_file_takes_any_type_that_is_written() {
     ] {
         let file = out.path().join(format!("{dtype}.gguf"));
         let base = folder("llama");
-        merge(&base, &from, &file, Some(dtype), &Team::new(2), &mut |_| {}).unwrap();
+        merge(
+            &Origin::Path(&base),
+            &from,
+            &file,
+            Some(dtype),
+            &Team::new(2),
+            &mut |_| {},
+        )
+        .unwrap();
         let found = Run::of(open(&file).unwrap(), KvType::F32).logits(&ids, ids.len());
         let apart = found.iter().zip(&logits).map(|(a, b)| (a - b).powi(2));
         let off = apart.sum::<f32>().sqrt() / size;

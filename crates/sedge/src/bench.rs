@@ -1,5 +1,6 @@
 //! `sedge bench`: how fast a model runs, beside what the machine could do.
 
+mod adapters;
 mod chat;
 mod costs;
 mod serve;
@@ -36,6 +37,8 @@ enum What {
     Chat(Box<chat::ChatArgs>),
     /// What steps of a model cost, for planning and simulation
     Costs(Box<costs::CostsArgs>),
+    /// Many adapters in one batch, beside the model alone and merged ones in turn
+    Adapters(Box<adapters::AdaptersArgs>),
     /// Load on servers of the OpenAI API, and how they bear it
     Serve(Box<serve::ServeArgs>),
 }
@@ -135,6 +138,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         What::Model(args) => model(&args),
         What::Chat(args) => chat::run(&args),
         What::Costs(args) => costs::run(&args),
+        What::Adapters(args) => adapters::run(&args),
         What::Serve(args) => serve::run(&args),
     }
 }

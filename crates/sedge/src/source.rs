@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use bytes::Bytes;
-use sedge_models::Opened;
+use sedge_models::{Opened, Origin};
 
 use crate::failure::Failure;
 
@@ -51,6 +51,15 @@ impl Source {
         match self.place {
             Place::BuiltIn => SEEDLING,
             Place::Path(_) => &[],
+        }
+    }
+
+    /// What is read of it when another checkpoint is made of it.
+    pub(crate) fn origin(&self) -> Result<Origin<'_>, Failure> {
+        match &self.place {
+            Place::BuiltIn => Ok(Origin::Memory(Bytes::from_static(SEEDLING), BUILT_IN)),
+            Place::Path(path) if path.exists() => Ok(Origin::Path(path)),
+            Place::Path(path) => Err(missing(path)),
         }
     }
 

@@ -262,6 +262,94 @@ fn a_converted_model_answers_alike() {
 }
 
 #[test]
+fn a_random_adapter_is_merged_and_a_random_fine_tune_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (lora, merged, tuned) = (path("lora"), path("merged.gguf"), path("tuned.gguf"));
+    let made = text(run(&[
+        "synth",
+        "--from",
+        "seedling",
+        "--adapter",
+        "lora",
+        "--rank",
+        "2",
+        "--targets",
+        "q_proj,v_proj",
+        &lora,
+    ]));
+    assert!(made.contains("a random lora adapter of seedling"), "{made}");
+    text(run(&["adapter", "merge", "seedling", &lora, "-o", &merged]));
+    let args = [
+        "synth",
+        "--from",
+        &asset(),
+        "--perturb",
+        "layers=0,7",
+        &tuned,
+    ];
+    text(run(&args));
+    let json = |model: &str| -> Value {
+        serde_json::from_str(&text(run(&["show", "--json", model]))).unwrap()
+    };
+    let facts = json(&asset());
+    for file in [&merged, &tuned] {
+        text(run(&["run", "-m", file, "--max-tokens", "3", "hello"]));
+        assert_eq!(json(file)["parameters"], facts["parameters"]);
+        assert_eq!(json(file)["tensor_types"], facts["tensor_types"]);
+    }
+
+    // What exists is not replaced unasked, and what cannot be done is said.
+    complaint(run(&args), 1);
+    complaint(
+        run(&["adapter", "merge", "seedling", &lora, "-o", &merged]),
+        1,
+    );
+    let prefix = path("prefix");
+    text(run(&[
+        "synth",
+        "--from",
+        "seedling",
+        "--adapter",
+        "prefix",
+        &prefix,
+    ]));
+    let error = complaint(
+        run(&[
+            "adapter",
+            "merge",
+            "seedling",
+            &prefix,
+            "-o",
+            &path("none.gguf"),
+        ]),
+        1,
+    );
+    assert!(error.contains("prefix tuning cannot be merged"), "{error}");
+    let error = complaint(
+        run(&[
+            "adapter",
+            "merge",
+            "seedling",
+            folder.path().to_str().unwrap(),
+            "-o",
+            &path("none.gguf"),
+        ]),
+        1,
+    );
+    assert!(error.contains("adapter_config.json"), "{error}");
+    let layers = [
+        "synth",
+        "--from",
+        "seedling",
+        "--perturb",
+        "layers=8",
+        &path("none.gguf"),
+    ];
+    assert!(complaint(run(&layers), 1).contains("layer 8"));
+}
+
+#[test]
 fn perplexity_is_measured_on_whole_windows() {
     let folder = tempfile::tempdir().unwrap();
     let sentence = "List all files in the current directory, sorted by size. ";
@@ -457,7 +545,16 @@ fn completions_name_the_commands() {
 #[test]
 fn help_and_version_are_answers() {
     assert!(text(run(&["--help"])).contains("Examples:"));
-    for command in ["serve", "run", "show", "convert", "eval", "completions"] {
+    for command in [
+        "serve",
+        "run",
+        "show",
+        "convert",
+        "adapter",
+        "synth",
+        "eval",
+        "completions",
+    ] {
         assert!(
             text(run(&[command, "--help"])).contains("Usage: sedge"),
             "{command}"
@@ -476,6 +573,12 @@ fn wrong_use_exits_with_2() {
         &["run", "--temprature", "1", "hello"],
         &["run", "--max-tokens", "many", "hello"],
         &["convert", "in", "out.gguf", "--type", "q2_k"],
+        &["synth", "out.gguf"],
+        &["synth", "--from", "seedling", "out.gguf"],
+        &["synth", "--perturb", "layers=1", "out.gguf"],
+        &["synth", "--from", "seedling", "--perturb", "1", "out.gguf"],
+        &["synth", "--like", "seedling", "--rank", "3", "out.gguf"],
+        &["adapter", "merge", "seedling", "lora"],
         &["serve", "--kv-memory", "lots"],
         &["completions", "tcsh"],
         &["run"],

@@ -87,6 +87,15 @@ impl Piece<'_> {
     }
 }
 
+/// Rows of a head, if those of queries and keys, and keys as they lie in the cache, are in another
+/// order in the model than in the checkpoints of its Hugging Face implementation.
+pub(crate) fn paired_head(c: &Config) -> Option<usize> {
+    let paired = c.latent.is_none()
+        && c.rope_style == RopeStyle::Pairs
+        && c.architecture.hf_rope_style() == RopeStyle::Halves;
+    paired.then_some(c.head_dim)
+}
+
 /// Sizes of a module: `[rows, cols]`.
 pub(crate) fn sizes(pieces: &[Piece<'_>]) -> (usize, usize) {
     let rows = pieces.last().map_or(0, Piece::end);
@@ -128,16 +137,6 @@ impl<'a> Base<'a> {
                 limit: EXPANDED_LIMIT,
             }),
         }
-    }
-
-    /// Rows of a head whose order in the model is not the checkpoint's: keys as they lie in the
-    /// cache, and rows of query and key.
-    pub(crate) fn paired_head(&self) -> Option<usize> {
-        let c = self.config;
-        let paired = c.latent.is_none()
-            && c.rope_style == RopeStyle::Pairs
-            && c.architecture.hf_rope_style() == RopeStyle::Halves;
-        paired.then_some(c.head_dim)
     }
 
     /// A module of the model; `tensor` is for errors.
@@ -212,7 +211,7 @@ impl<'a> Base<'a> {
         let mut pieces: Vec<Piece<'a>> = Vec::with_capacity(parts.len());
         for &part in parts {
             let head = match part {
-                Part::Q | Part::K => self.paired_head(),
+                Part::Q | Part::K => paired_head(self.config),
                 _ => None,
             };
             pieces.push(Piece {

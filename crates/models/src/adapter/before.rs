@@ -2,6 +2,7 @@
 //! 2021), or embeddings (prompt tuning, Lester et al. 2021; P-tuning, Liu et al. 2021, whose
 //! encoder has done its work when the checkpoint is saved).
 
+use super::base::paired_head;
 use super::checkpoint::Entry;
 use super::error::AdapterError;
 use super::method::{Acts, Method};
@@ -48,7 +49,7 @@ impl Method for Prefix {
         let positions = entry.dim(0)?;
         entry.fits(&[positions, 2 * c.layers.len() * size])?;
         let values = entry.values();
-        let head = reader.base.paired_head();
+        let head = paired_head(c);
         let mut layers = vec![[const { Vec::new() }; 2]; c.layers.len()];
         for position in values.chunks_exact(2 * c.layers.len() * size) {
             for (layer, both) in layers.iter_mut().zip(position.chunks_exact(2 * size)) {

@@ -13,6 +13,7 @@ use crate::failure::Failure;
 use crate::machine;
 use crate::output::{self, ProgressLine};
 use crate::size::Bytes;
+use crate::source::Source;
 
 const USAGE: &str = "\
 sedge adapter merge [OPTIONS] <MODEL:NAME>
@@ -30,9 +31,10 @@ On a server, requests for MODEL:NAME are computed with weights of their own from
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES, override_usage = USAGE)]
 pub(crate) struct Args {
-    /// Adapter of a running server; with --output the base, a Hugging Face folder or GGUF file
+    /// Adapter of a running server; with --output the base: a GGUF file, a Hugging Face folder or
+    /// `seedling`
     #[arg(value_name = "MODEL:NAME|BASE")]
-    what: PathBuf,
+    what: String,
 
     /// Folder of the adapter that --output gets
     #[arg(value_name = "ADAPTER", requires = "output")]
@@ -72,19 +74,14 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     match (&args.adapter, &args.output) {
         (Some(adapter), Some(output)) => merge(&args, adapter, output),
-        _ => server::merge(&args.server, &args.what.to_string_lossy()),
+        _ => server::merge(&args.server, &args.what),
     }
 }
 
 /// Writes the base with the adapter in its weights.
 fn merge(args: &Args, adapter: &Path, output: &Path) -> Result<(), Failure> {
-    let base = args.what.as_path();
-    for input in [base, adapter] {
-        if !input.exists() {
-            let what = format_args!("{}: no such file or folder", input.display()).to_string();
-            return Err(Failure::new(what));
-        }
-    }
+    let Ok(base) = args.what.parse::<Source>();
+    let origin = base.origin()?;
     if output.exists() && !args.force {
         return Err(Failure::new(format_args!("{} exists", output.display()))
             .hint("--force, to replace it"));
@@ -92,7 +89,7 @@ fn merge(args: &Args, adapter: &Path, output: &Path) -> Result<(), Failure> {
     let start = Instant::now();
     let mut line = ProgressLine::new();
     let report = sedge_models::merge(
-        base,
+        &origin,
         adapter,
         output,
         args.dtype,
@@ -100,7 +97,7 @@ fn merge(args: &Args, adapter: &Path, output: &Path) -> Result<(), Failure> {
         &mut |p| line.show(p.done, p.total, p.tensor),
     );
     line.clear();
-    let report = report.map_err(|e| failure(base, adapter, e))?;
+    let report = report.map_err(|e| failure(&base, adapter, e))?;
     let mut text = format!(
         "{}: {} tensors, {} in {:.1} s\n",
         output.display(),
@@ -116,7 +113,7 @@ fn merge(args: &Args, adapter: &Path, output: &Path) -> Result<(), Failure> {
     Ok(output::print(&text)?)
 }
 
-fn failure(base: &Path, adapter: &Path, error: MergeError) -> Failure {
+fn failure(base: &Source, adapter: &Path, error: MergeError) -> Failure {
     match error {
         MergeError::Adapter(e) => Failure::about(adapter, &e),
         MergeError::Unmergeable { .. } => {
@@ -129,6 +126,9 @@ fn failure(base: &Path, adapter: &Path, error: MergeError) -> Failure {
         MergeError::Convert(ConvertError::Write { .. } | ConvertError::SameFile(_)) => {
             Failure::new(error)
         }
-        error => Failure::about(base, &error),
+        error => match base.path() {
+            Some(path) => Failure::about(path, &error),
+            None => Failure::new(error),
+        },
     }
 }
