@@ -25,7 +25,7 @@ pub(crate) struct Isa {
     /// Attention of a few queries over one head's pages.
     pub(crate) attend: fn(&Work<'_>, &mut Vec<f32>),
     /// Low-rank terms of a few rows.
-    pub(crate) low_rank: fn(&low_rank::Work<'_>, &mut Vec<f32>),
+    pub(crate) low_rank: fn(&low_rank::Work<'_>, &[u8], &mut Vec<f32>),
     /// `gate = silu(gate) · up`.
     pub(crate) silu_mul: fn(&mut [f32], &[f32]),
     /// `gate = gelu_tanh(gate) · up`.
@@ -61,7 +61,7 @@ pub(crate) static PORTABLE: Isa = Isa {
         out
     )),
     attend: |w, scratch| crate::attention::work(Pair(Portable), w, scratch),
-    low_rank: |w, narrow| low_rank::work(Pair(Portable), w, narrow),
+    low_rank: |w, next, narrow| low_rank::work(Pair(Portable), w, next, narrow),
     silu_mul: |gate, up| crate::elementwise::silu_mul_lanes(Portable, gate, up),
     gelu_mul: |gate, up| crate::elementwise::gelu_mul_lanes(Portable, gate, up),
     exp_above: |x, max| crate::sampling::exp_above_lanes(Portable, x, max),
@@ -105,7 +105,7 @@ mod avx2 {
         dot4: Some(|dtype, rows, x| unsafe { block::avx2::dot4(dtype, rows, x) }),
         tiles: tiles!(|x, xs, w, ws, k, out| unsafe { tile::<M, N>(x, xs, w, ws, k, out) }),
         attend: |w, scratch| unsafe { attend(w, scratch) },
-        low_rank: |w, narrow| unsafe { low_rank(w, narrow) },
+        low_rank: |w, next, narrow| unsafe { low_rank(w, next, narrow) },
         silu_mul: |gate, up| unsafe { silu_mul(gate, up) },
         gelu_mul: |gate, up| unsafe { gelu_mul(gate, up) },
         exp_above: |x, max| unsafe { exp_above(x, max) },
@@ -129,8 +129,8 @@ mod avx2 {
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn low_rank(w: &low_rank::Work<'_>, narrow: &mut Vec<f32>) {
-        low_rank::work(Pair(Avx2::here()), w, narrow);
+    fn low_rank(w: &low_rank::Work<'_>, next: &[u8], narrow: &mut Vec<f32>) {
+        low_rank::work(Pair(Avx2::here()), w, next, narrow);
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -162,7 +162,7 @@ mod avx512 {
             // SAFETY: only made where the set has been detected.
             attend: |w, scratch| unsafe { attend(w, scratch) },
             // SAFETY: as above.
-            low_rank: |w, narrow| unsafe { low_rank(w, narrow) },
+            low_rank: |w, next, narrow| unsafe { low_rank(w, next, narrow) },
             ..*base
         }))
     }
@@ -173,7 +173,7 @@ mod avx512 {
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    fn low_rank(w: &low_rank::Work<'_>, narrow: &mut Vec<f32>) {
-        low_rank::work(Avx512::here(), w, narrow);
+    fn low_rank(w: &low_rank::Work<'_>, next: &[u8], narrow: &mut Vec<f32>) {
+        low_rank::work(Avx512::here(), w, next, narrow);
     }
 }

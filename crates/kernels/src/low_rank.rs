@@ -55,6 +55,46 @@ enum Values<'a> {
     Bf16(&'a [u16]),
 }
 
+impl<'a> Values<'a> {
+    fn bytes(self) -> &'a [u8] {
+        // SAFETY: the same memory, of which every byte is a value.
+        unsafe {
+            match self {
+                Values::F32(x) => std::slice::from_raw_parts(x.as_ptr().cast(), size_of_val(x)),
+                Values::F16(x) | Values::Bf16(x) => {
+                    std::slice::from_raw_parts(x.as_ptr().cast(), size_of_val(x))
+                }
+            }
+        }
+    }
+}
+
+/// Bytes that are read soon, asked for bit by bit while others are computed with: a factor is
+/// read once, and too short for the machine to notice that it is read in a row.
+struct Ahead<'a> {
+    bytes: &'a [u8],
+    /// Cache lines to ask for at each of the steps.
+    lines: usize,
+}
+
+impl<'a> Ahead<'a> {
+    fn new(bytes: &'a [u8], steps: usize) -> Ahead<'a> {
+        let lines = bytes.len().div_ceil(64).div_ceil(steps.max(1));
+        Ahead { bytes, lines }
+    }
+
+    #[inline(always)]
+    fn step<S: Sixteen>(&mut self, s: S) {
+        for _ in 0..self.lines {
+            let Some(first) = self.bytes.first() else {
+                return;
+            };
+            s.prefetch(first);
+            self.bytes = self.bytes.get(64..).unwrap_or(&[]);
+        }
+    }
+}
+
 thread_local! {
     /// `a · x` of a task's rows, `[ROWS, rank]`, and factors that lie unaligned.
     static NARROW: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
@@ -82,8 +122,16 @@ pub fn add_low_rank(team: &Team, terms: &[LowRankTerm<'_>], outs: &mut [&mut [f3
             });
         }
     }
-    team.run(tasks.len(), &|i| {
-        NARROW.with_borrow_mut(|narrow| (isa().low_rank)(&tasks[i], narrow));
+    // Some of them in a row, so that what comes next is known and can be asked for.
+    let together = tasks.len().div_ceil(8 * team.threads()).max(1);
+    team.run(tasks.len().div_ceil(together), &|i| {
+        let tasks = &tasks[i * together..tasks.len().min((i + 1) * together)];
+        NARROW.with_borrow_mut(|narrow| {
+            for (i, task) in tasks.iter().enumerate() {
+                let next = tasks.get(i + 1).map_or(&[][..], |next| next.a.bytes());
+                (isa().low_rank)(task, next, narrow);
+            }
+        });
     });
 }
 
@@ -184,57 +232,72 @@ rows!(F32, load, |x: f32| x);
 rows!(F16, load_f16, |x: u16| half::f16::from_bits(x).to_f32());
 rows!(Bf16, load_bf16, |x: u16| f32::from_bits(u32::from(x) << 16));
 
-/// Computes one task.
+/// Computes one task, and asks for what the `next` one reads first.
 #[inline(always)]
-pub(crate) fn work<S: Sixteen>(s: S, w: &Work<'_>, narrow: &mut Vec<f32>) {
+pub(crate) fn work<S: Sixteen>(s: S, w: &Work<'_>, next: &[u8], narrow: &mut Vec<f32>) {
     let (rank, cols) = (w.term.a.rows(), w.term.a.cols());
     if narrow.len() < ROWS * rank {
         narrow.resize(ROWS * rank, 0.0);
     }
+    let ahead = &mut Ahead::new(w.b.bytes(), rank.div_ceil(SIDE) * (cols / 16));
     match w.a {
-        Values::F32(x) => all_dots(s, w, F32(x, cols), narrow),
-        Values::F16(x) => all_dots(s, w, F16(x, cols), narrow),
-        Values::Bf16(x) => all_dots(s, w, Bf16(x, cols), narrow),
+        Values::F32(x) => all_dots(s, w, F32(x, cols), ahead, narrow),
+        Values::F16(x) => all_dots(s, w, F16(x, cols), ahead, narrow),
+        Values::Bf16(x) => all_dots(s, w, Bf16(x, cols), ahead, narrow),
     }
     let n = w.term.b.cols();
+    let ahead = &mut Ahead::new(next, n / 32);
     match w.b {
-        Values::F32(x) => spread_all(s, w, F32(x, n), narrow),
-        Values::F16(x) => spread_all(s, w, F16(x, n), narrow),
-        Values::Bf16(x) => spread_all(s, w, Bf16(x, n), narrow),
+        Values::F32(x) => spread_all(s, w, F32(x, n), ahead, narrow),
+        Values::F16(x) => spread_all(s, w, F16(x, n), ahead, narrow),
+        Values::Bf16(x) => spread_all(s, w, Bf16(x, n), ahead, narrow),
     }
 }
 
 #[inline(always)]
-fn all_dots<S: Sixteen, A: Rows<S>>(s: S, w: &Work<'_>, a: A, narrow: &mut [f32]) {
+fn all_dots<S: Sixteen, A: Rows<S>>(
+    s: S,
+    w: &Work<'_>,
+    a: A,
+    ahead: &mut Ahead<'_>,
+    narrow: &mut [f32],
+) {
     let rank = w.term.a.rows();
     for (i, rows) in w.rows.chunks(SIDE).enumerate() {
         let narrow = &mut narrow[i * SIDE * rank..];
         for first in (0..rank).step_by(SIDE) {
             match rows.len() {
-                1 => dots::<S, A, 1>(s, w, rows, a, first, narrow),
-                2 => dots::<S, A, 2>(s, w, rows, a, first, narrow),
-                3 => dots::<S, A, 3>(s, w, rows, a, first, narrow),
-                _ => dots::<S, A, 4>(s, w, rows, a, first, narrow),
+                1 => dots::<S, A, 1>(s, w, rows, a, first, ahead, narrow),
+                2 => dots::<S, A, 2>(s, w, rows, a, first, ahead, narrow),
+                3 => dots::<S, A, 3>(s, w, rows, a, first, ahead, narrow),
+                _ => dots::<S, A, 4>(s, w, rows, a, first, ahead, narrow),
             }
         }
     }
 }
 
 #[inline(always)]
-fn spread_all<S: Sixteen, B: Rows<S>>(s: S, w: &Work<'_>, b: B, narrow: &[f32]) {
+fn spread_all<S: Sixteen, B: Rows<S>>(
+    s: S,
+    w: &Work<'_>,
+    b: B,
+    ahead: &mut Ahead<'_>,
+    narrow: &[f32],
+) {
     let rank = w.term.a.rows();
     for (i, rows) in w.rows.chunks(SIDE).enumerate() {
         let narrow = &narrow[i * SIDE * rank..];
         match rows.len() {
-            1 => spread::<S, B, 1>(s, w, rows, b, narrow),
-            2 => spread::<S, B, 2>(s, w, rows, b, narrow),
-            3 => spread::<S, B, 3>(s, w, rows, b, narrow),
-            _ => spread::<S, B, 4>(s, w, rows, b, narrow),
+            1 => spread::<S, B, 1>(s, w, rows, b, ahead, narrow),
+            2 => spread::<S, B, 2>(s, w, rows, b, ahead, narrow),
+            3 => spread::<S, B, 3>(s, w, rows, b, ahead, narrow),
+            _ => spread::<S, B, 4>(s, w, rows, b, ahead, narrow),
         }
     }
 }
 
 /// `narrow[r, j…] = between · a[j…] · x[r]`, for up to four `j`.
+#[allow(clippy::too_many_arguments)] // the state of one task
 #[inline(always)]
 fn dots<S: Sixteen, A: Rows<S>, const M: usize>(
     s: S,
@@ -242,6 +305,7 @@ fn dots<S: Sixteen, A: Rows<S>, const M: usize>(
     rows: &[u32],
     a: A,
     first: usize,
+    ahead: &mut Ahead<'_>,
     narrow: &mut [f32],
 ) {
     let (rank, cols) = (w.term.a.rows(), w.term.a.cols());
@@ -258,6 +322,7 @@ fn dots<S: Sixteen, A: Rows<S>, const M: usize>(
     let mut sums = [[s.splat(0.0); SIDE]; M];
     let whole = cols / 16 * 16;
     for at in (0..whole).step_by(16) {
+        ahead.step(s);
         let mut v = [s.splat(0.0); SIDE];
         for k in 0..SIDE {
             v[k] = a.vector(s, j[k], at);
@@ -287,6 +352,7 @@ fn spread<S: Sixteen, B: Rows<S>, const M: usize>(
     w: &Work<'_>,
     rows: &[u32],
     b: B,
+    ahead: &mut Ahead<'_>,
     narrow: &[f32],
 ) {
     let (rank, n) = (w.term.b.rows(), w.term.b.cols());
@@ -294,6 +360,7 @@ fn spread<S: Sixteen, B: Rows<S>, const M: usize>(
     let mut at = 0;
     while at < whole {
         let wide = at + 32 <= whole;
+        ahead.step(s);
         let mut sums = [[s.splat(0.0); 2]; M];
         for j in 0..rank {
             let first = b.vector(s, j, at);
@@ -473,7 +540,7 @@ mod tests {
                 b: values(&b, None),
                 out: &disjoint,
             };
-            (isa.low_rank)(&work, &mut Vec::new());
+            (isa.low_rank)(&work, &[], &mut Vec::new());
             for (found, expected) in out.iter().zip(&expected) {
                 assert!((found - expected).abs() <= 1e-4 * (1.0 + expected.abs()));
             }

@@ -72,6 +72,14 @@ pub(crate) struct WorkloadArgs {
     #[arg(long, value_name = "N", default_value = "1")]
     pub(crate) tenants: usize,
 
+    /// Models of the server that are asked, the first ones of --model
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub(crate) models: usize,
+
+    /// How unequal they are: the one of rank r gets a share of 1 / r to this power
+    #[arg(long, value_name = "POWER", default_value = "0")]
+    pub(crate) model_skew: f64,
+
     /// tenant-0 sends so many times the requests of each other, on top of the rate
     #[arg(long, value_name = "X", default_value = "1")]
     pub(crate) flood: f64,
@@ -112,6 +120,8 @@ impl WorkloadArgs {
             turns: self.turns,
             think: self.think,
             tenants: self.tenants,
+            models: self.models,
+            skew: self.model_skew,
             flood: self.flood,
         })
     }

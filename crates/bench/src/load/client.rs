@@ -18,8 +18,8 @@ use super::sse::Events;
 pub struct Target {
     /// `http://host:port`, without a path.
     pub url: String,
-    /// Model to ask for.
-    pub model: String,
+    /// Models to ask for, by the number that a request has.
+    pub models: Vec<String>,
     /// Which way to ask.
     pub api: Api,
     /// Key to send as a bearer token.
@@ -86,7 +86,8 @@ impl Target {
     /// The server at this address, asked in the simplest way for the first model that it lists.
     pub async fn new(url: &str, key: Option<String>) -> Result<Target, ClientError> {
         let mut target = Target::at(url, key);
-        target.model = target.first_model().await?;
+        target.models = target.list().await?;
+        target.models.truncate(1);
         Ok(target)
     }
 
@@ -94,7 +95,7 @@ impl Target {
     pub fn at(url: &str, key: Option<String>) -> Target {
         Target {
             url: url.trim_end_matches('/').to_owned(),
-            model: String::new(),
+            models: Vec::new(),
             api: Api::Completions,
             key,
             vocab: 1000,
@@ -102,7 +103,8 @@ impl Target {
         }
     }
 
-    async fn first_model(&self) -> Result<String, ClientError> {
+    /// The models that the server lists, at least one.
+    pub async fn list(&self) -> Result<Vec<String>, ClientError> {
         let url = format!("{}/v1/models", self.url);
         let (status, whole) = self.get("/v1/models").await?;
         let body = start_of(&whole);
@@ -110,10 +112,12 @@ impl Target {
             return Err(ClientError::Status { url, status, body });
         }
         let list: Option<Value> = serde_json::from_str(&whole).ok();
-        let name = list.as_ref().and_then(|l| l["data"][0]["id"].as_str());
-        match name {
-            Some(name) => Ok(name.to_owned()),
-            None => Err(ClientError::NoModel { url, body }),
+        let data = list.as_ref().and_then(|l| l["data"].as_array());
+        let ids = data.into_iter().flatten().filter_map(|m| m["id"].as_str());
+        let names: Vec<String> = ids.map(String::from).collect();
+        match names.is_empty() {
+            false => Ok(names),
+            true => Err(ClientError::NoModel { url, body }),
         }
     }
 
@@ -190,9 +194,14 @@ impl Target {
 
     /// Asks, and notes when each piece of the answer came. Never fails: what goes wrong is what
     /// came of it.
-    pub(crate) async fn ask(&self, tenant: usize, prompt: &Prompt, max_tokens: usize) -> Answer {
+    pub(crate) async fn ask(
+        &self,
+        who: (usize, usize),
+        prompt: &Prompt,
+        max_tokens: usize,
+    ) -> Answer {
         let mut answer = Answer::default();
-        let asking = self.stream(tenant, prompt, max_tokens, &mut answer);
+        let asking = self.stream(who, prompt, max_tokens, &mut answer);
         match tokio::time::timeout(self.timeout, asking).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => answer.end = End::Failed(error.to_string()),
@@ -206,7 +215,7 @@ impl Target {
 
     async fn stream(
         &self,
-        tenant: usize,
+        (tenant, model): (usize, usize),
         prompt: &Prompt,
         max_tokens: usize,
         answer: &mut Answer,
@@ -217,7 +226,7 @@ impl Target {
             Prompt::Messages(messages) => ("/v1/chat/completions", "messages", json!(messages)),
         };
         let body = json!({
-            "model": self.model,
+            "model": self.models.get(model % self.models.len().max(1)),
             field: value,
             "max_tokens": max_tokens,
             "temperature": 0,
@@ -394,7 +403,7 @@ mod tests {
     fn addresses_are_plain_http() {
         let target = |url: &str| Target {
             url: url.to_owned(),
-            model: String::new(),
+            models: Vec::new(),
             api: Api::Chat,
             key: None,
             vocab: 1000,

@@ -135,7 +135,11 @@ async fn converse(
         tokio::time::sleep_until(due.into()).await;
         let sent = Instant::now();
         let answer = target
-            .ask(planned.tenant, &prompt, planned.output_tokens)
+            .ask(
+                (planned.tenant, planned.model),
+                &prompt,
+                planned.output_tokens,
+            )
             .await;
         before = answer.ended.unwrap_or_else(Instant::now);
         let went_well = answer.end == End::Done;

@@ -111,7 +111,7 @@ impl ServerSpec {
         };
         let target = Target {
             url: self.url.clone(),
-            model: String::new(),
+            models: Vec::new(),
             api: Api::Completions,
             key: None,
             vocab: 0,

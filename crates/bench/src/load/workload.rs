@@ -15,6 +15,7 @@ mod purpose {
     pub(super) const TENANTS: u64 = 3;
     pub(super) const TURNS: u64 = 4;
     pub(super) const THINK: u64 = 5;
+    pub(super) const MODELS: u64 = 6;
     /// Added for the flood's streams.
     pub(super) const FLOOD: u64 = 100;
 }
@@ -31,6 +32,8 @@ pub struct Planned {
     pub turn: usize,
     /// Who asks, from 0.
     pub tenant: usize,
+    /// What is asked, from 0: among several models of a server.
+    pub model: usize,
     /// Tokens that this turn adds to the prompt; at least 1.
     pub prompt_tokens: usize,
     /// Tokens of the answer; at least 1.
@@ -141,6 +144,11 @@ pub struct WorkloadSpec {
     pub think: Duration,
     /// Tenants, each with an equal share of the requests.
     pub tenants: usize,
+    /// Models that are asked.
+    pub models: usize,
+    /// How unequal they are: the model of rank r gets a share of 1 / r to this power (Zipf), so 0
+    /// asks all alike.
+    pub skew: f64,
     /// Tenant 0 sends so many times the requests of each other; what is more than its share comes
     /// on top of the rate. 1 for no flood.
     pub flood: f64,
@@ -166,6 +174,8 @@ impl Default for WorkloadSpec {
             turns: 1.0,
             think: Duration::from_secs(1),
             tenants: 1,
+            models: 1,
+            skew: 0.0,
             flood: 1.0,
         }
     }
@@ -228,8 +238,29 @@ impl WorkloadSpec {
             conversations.append(&mut flood);
             conversations.sort_by_key(|c| c[0].at);
         }
+        let mut models = Rng::new(seed, purpose::MODELS);
+        let shares = self.shares();
+        for turns in &mut conversations {
+            let at = models.unit();
+            let model = shares
+                .partition_point(|&share| share < at)
+                .min(self.models - 1);
+            turns.iter_mut().for_each(|turn| turn.model = model);
+        }
         let requests = conversations.into_iter().flatten().collect();
         Ok(Workload { requests })
+    }
+
+    /// The share of all models up to each.
+    fn shares(&self) -> Vec<f64> {
+        let weight = |rank: usize| (rank as f64).powf(-self.skew);
+        let all: f64 = (1..=self.models).map(weight).sum();
+        let mut sum = 0.0;
+        let share = |rank| {
+            sum += weight(rank) / all;
+            sum
+        };
+        (1..=self.models).map(share).collect()
     }
 
     fn check(&self) -> Result<(), WorkloadError> {
@@ -268,6 +299,9 @@ impl WorkloadSpec {
         at_least_one("the scale", self.scale)?;
         at_least_one("the mean of turns", self.turns)?;
         at_least_one("the number of tenants", self.tenants as f64)?;
+        at_least_one("the number of models", self.models as f64)?;
+        let skew = (0.0..=10.0).contains(&self.skew);
+        number("the skew of models", self.skew, skew, "from 0 to 10")?;
         at_least_one("the flood", self.flood)?;
         let think = self.think.as_secs_f64();
         number(
@@ -345,6 +379,7 @@ impl WorkloadSpec {
                     conversation: conversations.len(),
                     turn,
                     tenant: 0,
+                    model: 0,
                     prompt_tokens: prompt,
                     output_tokens: output,
                 });
@@ -467,6 +502,27 @@ mod tests {
         near(of(Arrivals::Gamma { rate: 5.0, cv: 3.0 }), 3.0);
         near(of(Arrivals::Gamma { rate: 5.0, cv: 0.5 }), 0.5);
         near(of(Arrivals::Uniform { rate: 5.0 }), 0.0);
+    }
+
+    #[test]
+    fn models_are_asked_by_rank() {
+        let of = |skew: f64| {
+            let spec = WorkloadSpec {
+                requests: 4000,
+                models: 4,
+                skew,
+                ..WorkloadSpec::default()
+            };
+            let w = spec.build(7).unwrap();
+            let count = |model| w.requests.iter().filter(|r| r.model == model).count() as f64;
+            [0, 1, 2, 3].map(|model| count(model) / 4000.0)
+        };
+        for (found, expected) in of(0.0).iter().zip([0.25; 4]) {
+            assert!((found - expected).abs() < 0.03, "{found}");
+        }
+        for (found, expected) in of(1.0).iter().zip([0.48, 0.24, 0.16, 0.12]) {
+            assert!((found - expected).abs() < 0.03, "{found}");
+        }
     }
 
     #[test]

@@ -58,9 +58,10 @@ pub(super) struct ServeArgs {
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
     url: String,
 
-    /// Model to ask for [default: the first that the server lists]
-    #[arg(short, long, value_name = "NAME")]
-    model: Option<String>,
+    /// Models to ask for, with commas between; `all` that the server lists, or those that a
+    /// pattern such as seedling:* names, by their names [default: the first]
+    #[arg(short, long, value_name = "NAMES", value_delimiter = ',')]
+    model: Vec<String>,
 
     /// Which way to ask
     #[arg(long, value_enum, value_name = "API", default_value = "completions")]
@@ -291,8 +292,8 @@ impl Bench<'_> {
             ClientError::Status { status: 401, .. } => Failure::new(e).hint("--api-key KEY"),
             e => Failure::new(e).hint("the address of a server of the OpenAI API, without a path"),
         })?;
-        if let Some(model) = &args.model {
-            target.model.clone_from(model);
+        if !args.model.is_empty() {
+            target.models = self.models(&target).await?;
         }
         target.api = match args.api {
             ApiArg::Completions => Api::Completions,
@@ -300,6 +301,31 @@ impl Bench<'_> {
         };
         (target.vocab, target.timeout) = (args.vocab, args.timeout);
         Ok(target)
+    }
+
+    /// The models that are asked for.
+    async fn models(&self, target: &Target) -> Result<Vec<String>, Failure> {
+        let mut models: Vec<String> = Vec::new();
+        let mut listed = None;
+        for wanted in &self.args.model {
+            let Some(start) = wanted.strip_suffix('*').or((wanted == "all").then_some("")) else {
+                models.push(wanted.clone());
+                continue;
+            };
+            if listed.is_none() {
+                listed = Some(target.list().await.map_err(Failure::new)?);
+            }
+            let mut found: Vec<String> = listed.iter().flatten().cloned().collect();
+            found.retain(|name| name.starts_with(start));
+            if found.is_empty() {
+                return Err(Failure::new(format_args!(
+                    "no model of the server is like {wanted}"
+                )));
+            }
+            found.sort();
+            models.extend(found);
+        }
+        Ok(models)
     }
 
     fn warmup(&self) -> Result<Workload, sedge_bench::load::WorkloadError> {
