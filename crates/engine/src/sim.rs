@@ -221,7 +221,7 @@ impl Node {
         let clock = Clock::simulated();
         let executor = SimExecutor::new(memory, costs.clone(), clock.clone());
         let shape = executor.shape();
-        let shared = Arc::new(Shared::new(&config, clock.clone()));
+        let shared = Arc::new(Shared::new(config, clock.clone()));
         Node {
             steps: Loop::new(Box::new(executor), None, config, shared.clone()),
             handle: Handle::new(shared, shape, None),

@@ -184,10 +184,10 @@ fn aligned_copy(factor: &Matrix) -> Option<Vec<u32>> {
 fn values<'a>(factor: &'a Matrix, copy: Option<&'a [u32]>) -> Values<'a> {
     let len = factor.rows() * factor.cols();
     let start = copy.map_or(factor.bytes().as_ptr(), |words| words.as_ptr().cast());
-    // SAFETY, of the three: a matrix has the bytes of its shape, which live as long as it and
-    // the copy do; they are aligned, or the copy is; every bit pattern is a value of the type.
     // Stored values are little-endian, as the machines are that this is compiled for.
     const { assert!(cfg!(target_endian = "little")) };
+    // SAFETY: of all three, a matrix has the bytes of its shape, which live as long as it and
+    // the copy do; they are aligned, or the copy is; every bit pattern is a value of the type.
     unsafe {
         match factor.dtype() {
             DType::F32 => Values::F32(std::slice::from_raw_parts(start.cast(), len)),

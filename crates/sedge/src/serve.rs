@@ -325,6 +325,17 @@ fn greeting(running: &[Running], address: SocketAddr, keyed: bool) -> String {
             model.context
         ));
     }
+    for model in running.iter().filter(|m| m.member == 0) {
+        let (bytes, models) = model.weights;
+        if models > 1 {
+            let bytes = Bytes(bytes);
+            text.push_str(&format!(
+                "shared     {} and {} more: {bytes} of weights\n",
+                model.name,
+                models - 1
+            ));
+        }
+    }
     let first = &running[0];
     let key = if keyed {
         r#" -H "authorization: Bearer $SEDGE_API_KEY""#
