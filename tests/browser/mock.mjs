@@ -123,9 +123,10 @@ export async function startMock({ port = 0, delay = 12 } = {}) {
         number, last_step: steps, waiting: 2, running,
         pages: { all: 600, running: 120, cached: 300, host: 80, disk: 10 },
         counts: { finished: 4, refused: 0, cancelled: 1, preempted: 3, reused_tokens: 30, asked_tokens: 90 },
+        adapters: { registered: 1200, resident: 3, bytes: 41_943_040, capacity: 268_435_456, loads: 7, evictions: 4, hits: 90 },
         latency: { ttft_ms: percentiles, tbt_ms: number ? null : percentiles },
         steps: Array.from({ length: steps }, (_, i) => step(i)).slice(since),
-        requests: Array.from({ length: 8 }, (_, i) => ({ number: 90 + i, tenant: i ? `team-${i}` : "", priority: i % 3, seconds: i * 1.25, running: i > 1, prompt: 400, computed: 100 * i, generated: 10 * i })),
+        requests: Array.from({ length: 8 }, (_, i) => ({ number: 90 + i, model: i % 3 ? "seedling" : "seedling:sql", tenant: i ? `team-${i}` : "", priority: i % 3, seconds: i * 1.25, running: i > 1, prompt: 400, computed: 100 * i, generated: 10 * i })),
         unlisted: 0,
       },
     });

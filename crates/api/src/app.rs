@@ -1,7 +1,9 @@
 //! What every request handler sees.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use sedge_engine::AdapterView;
 use tokio::sync::Semaphore;
 
 use crate::collector::Collector;
@@ -13,6 +15,8 @@ use crate::traces::Traces;
 
 /// Request bodies being read may take this many times the largest one's size together.
 const BODIES_AT_ONCE: usize = 4;
+/// Most names that an error lists.
+const LISTED: usize = 20;
 
 /// The served models and the server's state.
 #[derive(Debug)]
@@ -27,6 +31,8 @@ pub(crate) struct App {
     pub(crate) traces: Traces,
     /// Bytes of bodies that may still be held.
     pub(crate) body_bytes: Semaphore,
+    /// One adapter is read or merged at a time: each takes memory beside what serves.
+    pub(crate) adapter_turns: Arc<Semaphore>,
     /// The server stops: it takes no new work.
     draining: AtomicBool,
 }
@@ -45,6 +51,7 @@ impl App {
             metrics: Metrics::new(names),
             traces: Traces::start(collector),
             body_bytes: Semaphore::new(bytes),
+            adapter_turns: Arc::new(Semaphore::new(1)),
             draining: AtomicBool::new(false),
             models,
             config,
@@ -68,17 +75,18 @@ impl App {
             .iter()
             .enumerate()
             .find(|(_, model)| name.is_empty() || model.name == name);
-        found.ok_or_else(|| {
-            let served: Vec<&str> = self
-                .models
-                .iter()
-                .map(|model| model.name.as_str())
-                .collect();
-            ApiError::ModelNotFound {
-                name: shortened(name),
-                served: served.join(", "),
-            }
+        found.ok_or_else(|| ApiError::ModelNotFound {
+            name: shortened(name),
+            served: self.served(),
         })
+    }
+
+    /// The model that an adapter is of by its name, `MODEL:NAME`, with its number. Adapters' own
+    /// names hold no colon.
+    pub(crate) fn model_of_adapter(&self, name: &str) -> Option<(usize, &ServedModel)> {
+        let (model, _) = name.rsplit_once(':')?;
+        let mut models = self.models.iter().enumerate();
+        models.find(|(_, served)| served.name == model)
     }
 
     /// The model of this name, or the model that an adapter of this name changes.
@@ -87,11 +95,8 @@ impl App {
             Ok((number, model)) => return Ok((number, model.clone())),
             Err(unknown) => unknown,
         };
-        let mut models = self.models.iter().enumerate();
-        let found = models.find(|(_, model)| {
-            let rest = name.strip_prefix(model.name.as_str());
-            rest.is_some_and(|rest| rest.starts_with(':')) && model.engine.has_adapter(name)
-        });
+        let found = self.model_of_adapter(name);
+        let found = found.filter(|(_, model)| model.engine.has_adapter(name));
         let (number, model) = found.ok_or(unknown)?;
         let adapted = ServedModel {
             name: name.to_owned(),
@@ -99,6 +104,52 @@ impl App {
             ..model.clone()
         };
         Ok((number, adapted))
+    }
+
+    /// The engines, each once: its first model with its number. Models whose weights are shared
+    /// share an engine.
+    pub(crate) fn engines(&self) -> impl Iterator<Item = (usize, &ServedModel)> {
+        let numbered = self.models.iter().enumerate();
+        numbered.filter(|(number, model)| {
+            let before = &self.models[..*number];
+            !before
+                .iter()
+                .any(|other| other.engine.is_same(&model.engine))
+        })
+    }
+
+    /// All adapters with their models, in the models' order and by name.
+    pub(crate) fn adapters(&self) -> Vec<(&ServedModel, AdapterView)> {
+        let views = self
+            .engines()
+            .flat_map(|(_, model)| model.engine.adapters());
+        let mut all: Vec<_> = views
+            .filter_map(|view| Some((self.model_of_adapter(&view.name)?, view)))
+            .collect();
+        all.sort_by_key(|((number, _), _)| *number);
+        let named = all.into_iter();
+        named.map(|((_, model), view)| (model, view)).collect()
+    }
+
+    /// Names that requests may ask for, for a message: all, or the first of too many.
+    fn served(&self) -> String {
+        let mut names: Vec<String> = self.models.iter().map(|model| model.name.clone()).collect();
+        let adapters = |(_, model): (usize, &ServedModel)| model.engine.stats().adapters.registered;
+        let adapters: usize = self.engines().map(adapters).sum();
+        let all = names.len() + adapters;
+        // Views of thousands are not made for a message.
+        if all <= LISTED {
+            let views = self.adapters().into_iter();
+            names.extend(views.map(|(_, view)| view.name.to_string()));
+        }
+        names.truncate(LISTED);
+        match all.saturating_sub(names.len()) {
+            0 => names.join(", "),
+            more => format!(
+                "{} and {more} more, which GET /v1/models lists",
+                names.join(", ")
+            ),
+        }
     }
 
     /// Takes `model` out of a request and finds it.
@@ -145,7 +196,7 @@ pub(crate) async fn aside<T: Send + 'static>(
 }
 
 /// A name from a request as far as a message should repeat it.
-fn shortened(name: &str) -> String {
+pub(crate) fn shortened(name: &str) -> String {
     const MOST: usize = 200;
     if name.chars().count() <= MOST {
         name.to_string()

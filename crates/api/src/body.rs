@@ -45,6 +45,18 @@ pub(crate) async fn json(app: &App, request: Request) -> Result<Fields, ApiError
     Fields::open("", value?)
 }
 
+/// The same of a request that needs no body: without one, an object without fields.
+pub(crate) async fn json_or_nothing(app: &App, request: Request) -> Result<Fields, ApiError> {
+    if request.body().size_hint().exact() != Some(0) {
+        return json(app, request).await;
+    }
+    // Also a request without a body must be one that a foreign web page cannot send unasked.
+    match is_json(request.headers()) {
+        true => Fields::open("", serde_json::json!({})),
+        false => Err(ApiError::MediaType),
+    }
+}
+
 async fn read(app: &App, chunks: &mut BodyDataStream) -> Result<serde_json::Value, ApiError> {
     let most = app.config.max_body;
     let mut bytes = Vec::new();

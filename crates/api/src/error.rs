@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use sedge_engine::SubmitError;
+use sedge_engine::{AdapterError, SubmitError};
 use sedge_formats::template::TemplateError;
 use serde_json::{Value, json};
 
@@ -30,6 +30,26 @@ pub(crate) enum ApiError {
     BodyBroken(String),
     #[error("The model '{name}' is not served here. Served: {served}.")]
     ModelNotFound { name: String, served: String },
+    #[error("There is no adapter '{0}' here. GET /v1/adapters lists those there are.")]
+    AdapterNotFound(String),
+    #[error("'{0}' is served already: choose another name, or DELETE /v1/adapters/{0} first.")]
+    AdapterExists(String),
+    #[error("The adapter '{0}' is not merged, so there is nothing to take out of the weights.")]
+    AdapterNotMerged(String),
+    #[error("{0}")]
+    AdapterNotMergeable(String),
+    #[error("{0}. Start the server with more --adapter-memory.")]
+    AdapterTooLarge(String),
+    #[error(
+        "This server reads no adapters because a request asks for it. Start it with --adapter-root FOLDER, and \
+         give a path below that folder."
+    )]
+    PathsClosed,
+    #[error(
+        "'{0}' is not a folder that may be read. It must lie below one that the server was given as \
+         --adapter-root, and no link may lead out of there."
+    )]
+    PathNotAllowed(String),
     #[error(
         "{0} does not exist. See /v1/models, /v1/chat/completions, /v1/completions and /v1/embeddings."
     )]
@@ -97,9 +117,8 @@ impl ApiError {
             }
             SubmitError::Parameter { name, .. } => ApiError::invalid(name, message),
             SubmitError::Constraint(_) => ApiError::invalid(origin.constraint, message),
-            SubmitError::Adapter(_) | SubmitError::Member { .. } => {
-                ApiError::invalid("model", message)
-            }
+            SubmitError::Adapter(name) => ApiError::AdapterNotFound(name.to_string()),
+            SubmitError::Member { .. } => ApiError::invalid("model", message),
             SubmitError::Unsupported(_) => ApiError::invalid("model", message),
             SubmitError::Busy { retry_after, .. } => ApiError::Busy {
                 message,
@@ -110,6 +129,22 @@ impl ApiError {
                 seconds: wait.as_secs().max(1),
             },
             SubmitError::Closed => ApiError::Draining,
+        }
+    }
+
+    /// The engine did not take an adapter, or not change it.
+    pub(crate) fn adapter(error: AdapterError) -> ApiError {
+        let message = error.to_string();
+        match error {
+            AdapterError::Exists(name) => ApiError::AdapterExists(name.to_string()),
+            AdapterError::Unknown(name) => ApiError::AdapterNotFound(name.to_string()),
+            AdapterError::NotMerged(name) => ApiError::AdapterNotMerged(name.to_string()),
+            AdapterError::Merge { .. } => ApiError::AdapterNotMergeable(message),
+            AdapterError::TooLarge { .. } => ApiError::AdapterTooLarge(message),
+            AdapterError::Load { .. } | AdapterError::TooLong { .. } => {
+                ApiError::invalid("path", message)
+            }
+            AdapterError::Unsupported => ApiError::invalid("model", message),
         }
     }
 
@@ -149,6 +184,24 @@ impl ApiError {
             ApiError::BodyTimeout(_) => (StatusCode::REQUEST_TIMEOUT, INVALID, Some("timeout")),
             ApiError::ModelNotFound { .. } => {
                 (StatusCode::NOT_FOUND, INVALID, Some("model_not_found"))
+            }
+            ApiError::AdapterNotFound(_) => {
+                (StatusCode::NOT_FOUND, INVALID, Some("adapter_not_found"))
+            }
+            ApiError::AdapterExists(_) => (StatusCode::CONFLICT, INVALID, Some("adapter_exists")),
+            ApiError::AdapterNotMerged(_) => {
+                (StatusCode::CONFLICT, INVALID, Some("adapter_not_merged"))
+            }
+            ApiError::AdapterNotMergeable(_) => (
+                StatusCode::BAD_REQUEST,
+                INVALID,
+                Some("adapter_not_mergeable"),
+            ),
+            ApiError::AdapterTooLarge(_) => {
+                (StatusCode::BAD_REQUEST, INVALID, Some("adapter_too_large"))
+            }
+            ApiError::PathsClosed | ApiError::PathNotAllowed(_) => {
+                (StatusCode::FORBIDDEN, INVALID, Some("path_not_allowed"))
             }
             ApiError::RouteNotFound(_) => (StatusCode::NOT_FOUND, INVALID, Some("unknown_url")),
             ApiError::Method(_) => (
@@ -190,6 +243,10 @@ impl ApiError {
             ApiError::Invalid { param, .. } | ApiError::ContextLength { param, .. } => Some(param),
             ApiError::Missing(param) | ApiError::Unknown(param) => Some(param),
             ApiError::ModelNotFound { .. } => Some("model"),
+            ApiError::AdapterExists(_) => Some("name"),
+            ApiError::AdapterTooLarge(_) | ApiError::PathsClosed | ApiError::PathNotAllowed(_) => {
+                Some("path")
+            }
             _ => None,
         }
     }

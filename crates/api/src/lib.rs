@@ -6,6 +6,8 @@
 //! takes its running answers along.
 #![deny(missing_docs)]
 
+mod adapter_roots;
+mod adapters;
 mod answers;
 mod app;
 mod asker;
@@ -34,4 +36,7 @@ mod tools;
 mod traces;
 mod web;
 
-pub use server::{ApiKey, ServeError, ServedModel, Server, ServerConfig};
+pub use adapters::is_adapter_name;
+pub use server::{
+    ApiKey, OpenAdapter, OpenAdapterFn, ServeError, ServedModel, Server, ServerConfig,
+};

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::app::App;
+use crate::server::ServedModel;
 
 /// Requests that are listed of each model.
 const LISTED: usize = 200;
@@ -67,9 +68,18 @@ pub(crate) async fn show(
                 "reused_tokens": stats.cache.reused_tokens,
                 "asked_tokens": stats.cache.asked_tokens,
             },
+            "adapters": {
+                "registered": stats.adapters.registered,
+                "resident": stats.adapters.resident,
+                "bytes": stats.adapters.bytes,
+                "capacity": stats.adapters.capacity,
+                "loads": stats.adapters.loads,
+                "evictions": stats.adapters.evictions,
+                "hits": stats.adapters.hits,
+            },
             "latency": {"ttft_ms": ttft, "tbt_ms": tbt},
             "steps": steps.iter().map(step).collect::<Vec<_>>(),
-            "requests": requests.iter().take(LISTED).map(request).collect::<Vec<_>>(),
+            "requests": requests.iter().take(LISTED).map(|r| request(&app, served, r)).collect::<Vec<_>>(),
             "unlisted": requests.len().saturating_sub(LISTED),
         })
     });
@@ -96,9 +106,15 @@ fn step(step: &StepRecord) -> Value {
     })
 }
 
-fn request(request: &RequestView) -> Value {
+fn request(app: &App, asked: &ServedModel, request: &RequestView) -> Value {
+    let member = app
+        .models
+        .iter()
+        .find(|model| model.engine.is_same(&asked.engine) && model.member == request.member);
+    let model = member.unwrap_or(asked).name.as_str();
     json!({
         "number": request.number,
+        "model": request.adapter.as_deref().unwrap_or(model),
         "tenant": &*request.tenant,
         "priority": request.priority,
         "seconds": request.age.as_secs_f64(),

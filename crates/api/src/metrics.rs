@@ -194,8 +194,8 @@ impl Metrics {
         }
     }
 
-    /// Everything in Prometheus' text format; `engines` in the models' order.
-    fn text(&self, engines: &[EngineStats], lost_spans: u64) -> String {
+    /// Everything in Prometheus' text format; of each engine its first model's name.
+    fn text(&self, engines: &[(&str, EngineStats)], lost_spans: u64) -> String {
         let mut out = Text::default();
         out.family("sedge_build_info", "gauge", "Version of the server.");
         out.sample(
@@ -235,131 +235,11 @@ impl Metrics {
             "Requests whose spans did not reach the collector.",
         );
         out.sample("sedge_traces_lost_total", &[], lost_spans);
-        self.engine_text(engines, &mut out);
+        engine_text(engines, &mut out);
+        adapter_text(engines, &mut out);
         self.model_text(&mut out);
         self.tenant_text(&mut out);
         out.0
-    }
-
-    fn engine_text(&self, engines: &[EngineStats], out: &mut Text) {
-        type Value = fn(&EngineStats) -> u64;
-        let families: [(&str, &str, &str, Value); 19] = [
-            (
-                "sedge_requests_waiting",
-                "gauge",
-                "Requests in the queue.",
-                |s| s.waiting as u64,
-            ),
-            (
-                "sedge_requests_running",
-                "gauge",
-                "Requests that hold pages.",
-                |s| s.running as u64,
-            ),
-            (
-                "sedge_kv_pages",
-                "gauge",
-                "Pages of keys and values there are.",
-                |s| s.pages as u64,
-            ),
-            (
-                "sedge_kv_pages_used",
-                "gauge",
-                "Pages of keys and values in use.",
-                |s| s.pages_used as u64,
-            ),
-            (
-                "sedge_kv_pages_cached",
-                "gauge",
-                "Pages that nobody uses and that are kept for later requests.",
-                |s| s.pages_cached as u64,
-            ),
-            (
-                "sedge_kv_pages_host",
-                "gauge",
-                "Pages in the host tier.",
-                |s| s.pages_host as u64,
-            ),
-            (
-                "sedge_kv_pages_disk",
-                "gauge",
-                "Pages in the disk tier.",
-                |s| s.pages_disk as u64,
-            ),
-            (
-                "sedge_prefix_reused_tokens_total",
-                "counter",
-                "Tokens whose keys and values were there when their request was admitted.",
-                |s| s.cache.reused_tokens,
-            ),
-            (
-                "sedge_prefix_asked_tokens_total",
-                "counter",
-                "Tokens of admitted requests, of which those could be reused.",
-                |s| s.cache.asked_tokens,
-            ),
-            (
-                "sedge_swap_out_bytes_total",
-                "counter",
-                "Bytes of keys and values moved to the host tier.",
-                |s| s.cache.bytes_out,
-            ),
-            (
-                "sedge_swap_in_bytes_total",
-                "counter",
-                "Bytes of keys and values moved from the host tier.",
-                |s| s.cache.bytes_in,
-            ),
-            (
-                "sedge_swap_copies_total",
-                "counter",
-                "Blocks that were copied for it.",
-                |s| s.cache.copies,
-            ),
-            ("sedge_steps_total", "counter", "Batches run.", |s| s.steps),
-            (
-                "sedge_computed_prompt_tokens_total",
-                "counter",
-                "Prompt tokens computed.",
-                |s| s.prompt_tokens,
-            ),
-            (
-                "sedge_generated_tokens_total",
-                "counter",
-                "Tokens generated.",
-                |s| s.generated_tokens,
-            ),
-            (
-                "sedge_requests_finished_total",
-                "counter",
-                "Requests that ended by themselves.",
-                |s| s.finished,
-            ),
-            (
-                "sedge_requests_cancelled_total",
-                "counter",
-                "Requests whose client went away.",
-                |s| s.cancelled,
-            ),
-            (
-                "sedge_requests_refused_total",
-                "counter",
-                "Requests refused by a full queue.",
-                |s| s.refused,
-            ),
-            (
-                "sedge_requests_preempted_total",
-                "counter",
-                "Times that a request gave its pages up.",
-                |s| s.preempted,
-            ),
-        ];
-        for (name, kind, help, value) in families {
-            out.family(name, kind, help);
-            for (model, stats) in self.models.iter().zip(engines) {
-                out.sample(name, &[("model", &model.name)], value(stats));
-            }
-        }
     }
 
     fn model_text(&self, out: &mut Text) {
@@ -428,6 +308,197 @@ impl Metrics {
     }
 }
 
+/// What an engine did for all its models together.
+fn engine_text(engines: &[(&str, EngineStats)], out: &mut Text) {
+    let families: [(&str, &str, &str, Value<u64>); 19] = [
+        (
+            "sedge_requests_waiting",
+            "gauge",
+            "Requests in the queue.",
+            |s| s.waiting as u64,
+        ),
+        (
+            "sedge_requests_running",
+            "gauge",
+            "Requests that hold pages.",
+            |s| s.running as u64,
+        ),
+        (
+            "sedge_kv_pages",
+            "gauge",
+            "Pages of keys and values there are.",
+            |s| s.pages as u64,
+        ),
+        (
+            "sedge_kv_pages_used",
+            "gauge",
+            "Pages of keys and values in use.",
+            |s| s.pages_used as u64,
+        ),
+        (
+            "sedge_kv_pages_cached",
+            "gauge",
+            "Pages that nobody uses and that are kept for later requests.",
+            |s| s.pages_cached as u64,
+        ),
+        (
+            "sedge_kv_pages_host",
+            "gauge",
+            "Pages in the host tier.",
+            |s| s.pages_host as u64,
+        ),
+        (
+            "sedge_kv_pages_disk",
+            "gauge",
+            "Pages in the disk tier.",
+            |s| s.pages_disk as u64,
+        ),
+        (
+            "sedge_prefix_reused_tokens_total",
+            "counter",
+            "Tokens whose keys and values were there when their request was admitted.",
+            |s| s.cache.reused_tokens,
+        ),
+        (
+            "sedge_prefix_asked_tokens_total",
+            "counter",
+            "Tokens of admitted requests, of which those could be reused.",
+            |s| s.cache.asked_tokens,
+        ),
+        (
+            "sedge_swap_out_bytes_total",
+            "counter",
+            "Bytes of keys and values moved to the host tier.",
+            |s| s.cache.bytes_out,
+        ),
+        (
+            "sedge_swap_in_bytes_total",
+            "counter",
+            "Bytes of keys and values moved from the host tier.",
+            |s| s.cache.bytes_in,
+        ),
+        (
+            "sedge_swap_copies_total",
+            "counter",
+            "Blocks that were copied for it.",
+            |s| s.cache.copies,
+        ),
+        ("sedge_steps_total", "counter", "Batches run.", |s| s.steps),
+        (
+            "sedge_computed_prompt_tokens_total",
+            "counter",
+            "Prompt tokens computed.",
+            |s| s.prompt_tokens,
+        ),
+        (
+            "sedge_generated_tokens_total",
+            "counter",
+            "Tokens generated.",
+            |s| s.generated_tokens,
+        ),
+        (
+            "sedge_requests_finished_total",
+            "counter",
+            "Requests that ended by themselves.",
+            |s| s.finished,
+        ),
+        (
+            "sedge_requests_cancelled_total",
+            "counter",
+            "Requests whose client went away.",
+            |s| s.cancelled,
+        ),
+        (
+            "sedge_requests_refused_total",
+            "counter",
+            "Requests refused by a full queue.",
+            |s| s.refused,
+        ),
+        (
+            "sedge_requests_preempted_total",
+            "counter",
+            "Times that a request gave its pages up.",
+            |s| s.preempted,
+        ),
+    ];
+    for (name, kind, help, value) in families {
+        of_engines((name, kind, help), engines, value, out);
+    }
+}
+
+/// Adapters of an engine, of all its models together.
+fn adapter_text(engines: &[(&str, EngineStats)], out: &mut Text) {
+    let families: [(&str, &str, &str, Value<u64>); 7] = [
+        (
+            "sedge_adapters_registered",
+            "gauge",
+            "Adapters that requests may name.",
+            |s| s.adapters.registered as u64,
+        ),
+        (
+            "sedge_adapters_resident",
+            "gauge",
+            "Adapters in memory or on their way.",
+            |s| s.adapters.resident as u64,
+        ),
+        (
+            "sedge_adapters_bytes",
+            "gauge",
+            "Bytes that adapters in memory take.",
+            |s| s.adapters.bytes,
+        ),
+        (
+            "sedge_adapters_capacity_bytes",
+            "gauge",
+            "Bytes there are for adapters.",
+            |s| s.adapters.capacity,
+        ),
+        (
+            "sedge_adapter_loads_total",
+            "counter",
+            "Times that an adapter was read because a request needed it.",
+            |s| s.adapters.loads,
+        ),
+        (
+            "sedge_adapter_evictions_total",
+            "counter",
+            "Times that an adapter gave way to another.",
+            |s| s.adapters.evictions,
+        ),
+        (
+            "sedge_adapter_hits_total",
+            "counter",
+            "Requests that found their adapter in memory.",
+            |s| s.adapters.hits,
+        ),
+    ];
+    for (name, kind, help, value) in families {
+        of_engines((name, kind, help), engines, value, out);
+    }
+    let family = (
+        "sedge_adapter_load_seconds_total",
+        "counter",
+        "Time in which adapters were read for requests.",
+    );
+    let seconds: Value<f64> = |s| s.adapters.loading.as_secs_f64();
+    of_engines(family, engines, seconds, out);
+}
+
+/// A figure of an engine.
+type Value<T> = fn(&EngineStats) -> T;
+
+fn of_engines<T: std::fmt::Display>(
+    (name, kind, help): (&str, &str, &str),
+    engines: &[(&str, EngineStats)],
+    value: Value<T>,
+    out: &mut Text,
+) {
+    out.family(name, kind, help);
+    for (model, stats) in engines {
+        out.sample(name, &[("model", model)], value(stats));
+    }
+}
+
 /// Whether anything came; of an answer that ended before, the engine reports its end as the time
 /// of its first token.
 fn has_begun(finish: &Finish) -> bool {
@@ -437,10 +508,9 @@ fn has_begun(finish: &Finish) -> bool {
 
 /// `GET /metrics`
 pub(crate) async fn show(State(app): State<Arc<App>>) -> impl IntoResponse {
-    let engines: Vec<EngineStats> = app
-        .models
-        .iter()
-        .map(|model| model.engine.stats())
+    let engines = app.engines();
+    let engines: Vec<(&str, EngineStats)> = engines
+        .map(|(_, model)| (model.name.as_str(), model.engine.stats()))
         .collect();
     (
         [(
@@ -523,7 +593,7 @@ impl Text {
 
 #[cfg(test)]
 mod tests {
-    use sedge_engine::{Timings, Usage};
+    use sedge_engine::{AdapterStats, Timings, Usage};
 
     use super::*;
 
@@ -551,10 +621,18 @@ mod tests {
             },
         );
         let text = metrics.text(
-            &[EngineStats {
-                running: 7,
-                ..EngineStats::default()
-            }],
+            &[(
+                "a\"b",
+                EngineStats {
+                    running: 7,
+                    adapters: AdapterStats {
+                        registered: 4,
+                        loading: Duration::from_millis(1500),
+                        ..AdapterStats::default()
+                    },
+                    ..EngineStats::default()
+                },
+            )],
             0,
         );
         for line in [
@@ -567,6 +645,8 @@ mod tests {
             "sedge_time_per_output_token_seconds_bucket{model=\"a\\\"b\",le=\"+Inf\"} 1",
             "sedge_request_duration_seconds_sum{model=\"a\\\"b\"} 0.3",
             "sedge_request_duration_seconds_count{model=\"a\\\"b\"} 1",
+            "sedge_adapters_registered{model=\"a\\\"b\"} 4",
+            "sedge_adapter_load_seconds_total{model=\"a\\\"b\"} 1.5",
             "sedge_tenant_requests_finished_total{tenant=\"team\"} 1",
             "sedge_tenant_time_to_first_token_seconds_count{tenant=\"team\"} 1",
         ] {
@@ -585,7 +665,7 @@ mod tests {
         };
         metrics.finished(0, "team", &finish);
         assert_eq!(metrics.recent(0, Instant::now())[0], None);
-        let text = metrics.text(&[EngineStats::default()], 0);
+        let text = metrics.text(&[("m", EngineStats::default())], 0);
         for line in [
             "sedge_tenant_requests_finished_total{tenant=\"team\"} 1",
             "sedge_tenant_time_to_first_token_seconds_count{tenant=\"team\"} 0",

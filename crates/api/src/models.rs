@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
+use sedge_engine::AdapterView;
 use serde_json::{Value, json};
 
 use crate::app::App;
@@ -12,7 +13,13 @@ use crate::server::ServedModel;
 
 /// `GET /v1/models`
 pub(crate) async fn list(State(app): State<Arc<App>>) -> Json<Value> {
-    let data: Vec<Value> = app.models.iter().map(|model| card(&app, model)).collect();
+    let mut data: Vec<Value> = app.models.iter().map(|model| card(&app, model)).collect();
+    let adapters = app.adapters();
+    data.extend(
+        adapters
+            .iter()
+            .map(|(model, view)| adapted(&app, model, view)),
+    );
     Json(json!({"object": "list", "data": data}))
 }
 
@@ -21,8 +28,15 @@ pub(crate) async fn show(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    let (_, model) = app.model(&name)?;
-    Ok(Json(card(&app, model)))
+    let unknown = match app.model(&name) {
+        Ok((_, model)) => return Ok(Json(card(&app, model))),
+        Err(unknown) => unknown,
+    };
+    let found = app.model_of_adapter(&name).and_then(|(_, model)| {
+        let view = model.engine.adapter(&name)?;
+        Some(adapted(&app, model, &view))
+    });
+    Ok(Json(found.ok_or(unknown)?))
 }
 
 /// A model as OpenAI has it, and what is known of it besides.
@@ -32,12 +46,25 @@ fn card(app: &App, model: &ServedModel) -> Value {
         "object": "model",
         "created": app.metrics.started,
         "owned_by": "sedge",
+        "parent": null,
         "architecture": model.architecture,
         "parameters": model.parameters,
         "context": model.context,
         "generates": model.generates,
         "chat": model.generates && model.template.is_some(),
     })
+}
+
+/// A model with an adapter: its card with what the adapter is, under the adapter's name.
+fn adapted(app: &App, model: &ServedModel, view: &AdapterView) -> Value {
+    let mut card = card(app, model);
+    card["id"] = json!(&*view.name);
+    card["parent"] = json!(model.name);
+    card["method"] = json!(view.method);
+    card["bytes"] = json!(view.bytes);
+    card["resident"] = json!(view.resident);
+    card["merged"] = json!(view.merged);
+    card
 }
 
 /// `GET /health`: the process answers.

@@ -12,7 +12,9 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use crate::app::App;
 use crate::error::ApiError;
-use crate::{asker, auth, chat, completions, embeddings, ids, live, metrics, models, web};
+use crate::{
+    adapters, asker, auth, chat, completions, embeddings, ids, live, metrics, models, web,
+};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -24,6 +26,13 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/embeddings", post(embeddings::create))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::show))
+        .route("/v1/adapters", get(adapters::list).post(adapters::add))
+        .route(
+            "/v1/adapters/{*id}",
+            get(adapters::show)
+                .post(adapters::act)
+                .delete(adapters::remove),
+        )
         .route("/metrics", get(metrics::show))
         .route("/live", get(live::show))
         .layer(from_fn_with_state(app.clone(), asker::identify))
@@ -57,7 +66,7 @@ fn cors(origins: &[String]) -> CorsLayer {
     };
     CorsLayer::new()
         .allow_origin(allowed)
-        .allow_methods([Method::GET, Method::POST])
+        .allow_methods([Method::GET, Method::POST, Method::DELETE])
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers([REQUEST_ID, header::RETRY_AFTER])
 }

@@ -2,12 +2,12 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sedge_engine::{Engine, Sampling};
+use sedge_engine::{Engine, NewAdapter, Sampling};
 use sedge_formats::template::ChatTemplate;
 use sedge_formats::tokenizer::Tokenizer;
 use tokio::net::TcpListener;
@@ -35,6 +35,8 @@ pub struct ServedModel {
     pub member: usize,
     /// The adapter that changes it, by its name in the engine, `MODEL:NAME`.
     pub adapter: Option<Arc<str>>,
+    /// Opens adapters that are added while it is served; without it none are.
+    pub open_adapter: Option<OpenAdapter>,
     /// Its vocabulary.
     pub tokenizer: Arc<Tokenizer>,
     /// Its chat template; without one, chat completions are refused with a reason.
@@ -49,6 +51,20 @@ pub struct ServedModel {
     pub parameters: u64,
     /// Sampling where a request says nothing.
     pub defaults: Sampling,
+}
+
+/// Makes an adapter of its name in the engine, `MODEL:NAME`, and the folder that it is read from;
+/// the text says why it cannot.
+#[derive(Clone)]
+pub struct OpenAdapter(pub Arc<OpenAdapterFn>);
+
+/// What is behind [`OpenAdapter`].
+pub type OpenAdapterFn = dyn Fn(&str, &Path) -> Result<NewAdapter, String> + Send + Sync;
+
+impl std::fmt::Debug for OpenAdapter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OpenAdapter")
+    }
 }
 
 /// A key that lets requests in.
@@ -90,6 +106,8 @@ pub struct ServerConfig {
     pub drain_timeout: Duration,
     /// Origins that browsers may call from besides the server's own; `*` for all.
     pub cors_origins: Vec<String>,
+    /// Folders below which adapters may be read because a request asks for it; none without any.
+    pub adapter_roots: Vec<PathBuf>,
     /// An OpenTelemetry collector, as `http://HOST:PORT`, that gets a span for each request.
     pub otlp_endpoint: Option<String>,
     /// Serve the chat page from this folder instead of the built-in one (for working on it).

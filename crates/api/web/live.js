@@ -33,6 +33,11 @@ function forget() {
 }
 
 const count = (n) => n >= 10_000 ? `${(n / 1000).toFixed(0)}k` : String(n);
+const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
+const bytes = (n) => {
+  const unit = Math.min(Math.floor(Math.log2(Math.max(n, 1)) / 10), UNITS.length - 1);
+  return `${(n / 1024 ** unit).toFixed(unit && n / 1024 ** unit < 10 ? 1 : 0)} ${UNITS[unit]}`;
+};
 const ms = (x) => x === undefined || x === null ? "–" : x >= 100 ? x.toFixed(0) : x.toFixed(1);
 
 function svg(tag, attributes, ...children) {
@@ -155,7 +160,18 @@ function drawFacts(view) {
     ["preempted", count(counts.preempted)],
     ["refused", count(counts.refused)],
   ];
-  $("facts").replaceChildren(...facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, String(value)))));
+  const cards = (facts) => facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, String(value))));
+  $("facts").replaceChildren(...cards(facts));
+  const adapters = view.adapters;
+  $("adapters").hidden = !adapters?.registered;
+  if (!adapters?.registered) return;
+  $("adapter-facts").replaceChildren(...cards([
+    ["in memory, of all", `${count(adapters.resident)} of ${count(adapters.registered)}`],
+    ["memory in use, of all", `${bytes(adapters.bytes)} of ${bytes(adapters.capacity)}`],
+    ["requests that found theirs", count(adapters.hits)],
+    ["read for a request", count(adapters.loads)],
+    ["gave way to another", count(adapters.evictions)],
+  ]));
 }
 
 function drawTables(view) {
@@ -166,9 +182,10 @@ function drawTables(view) {
     ...latency.map(([name, p]) => row("td", [name, ms(p?.p50), ms(p?.p90), ms(p?.p99), String(p?.count ?? 0)], numbers)),
   );
   $("none").hidden = view.requests.length > 0;
-  const right = new Set([0, 2, 3, 5]);
+  const right = new Set([0, 3, 4, 6]);
   const requests = view.requests.map((r) => row("td", [
     String(r.number),
+    r.model ?? "–",
     r.tenant || "–",
     String(r.priority),
     r.seconds.toFixed(1),
@@ -177,7 +194,7 @@ function drawTables(view) {
       : `waits, ${r.prompt}`,
     String(r.generated),
   ], right));
-  const head = row("th", ["no.", "tenant", "priority", "age, s", "prompt", "answer"], right);
+  const head = row("th", ["no.", "model", "tenant", "priority", "age, s", "prompt", "answer"], right);
   const more = view.unlisted ? [row("td", [`and ${view.unlisted} more`], new Set())] : [];
   $("requests").replaceChildren(...(requests.length ? [head, ...requests, ...more] : []));
 }

@@ -18,7 +18,7 @@ const LOOPBACK = /^(localhost|.*\.localhost|127(\.\d+){3}|\[::1\])$/;
 export function facts(model) {
   const place = LOOPBACK.test(location.hostname) ? "running on this machine" : `running on ${location.hostname}`;
   return [
-    model.architecture,
+    model.parent ? `${model.method} adapter of ${model.parent}` : model.architecture,
     model.parameters > 0 && `${short.format(model.parameters)} parameters`,
     model.context > 0 && `${tokens(model.context)} tokens of context`,
     place,

@@ -357,6 +357,11 @@ impl Adapters {
         self.lock().names.contains_key(name)
     }
 
+    pub(crate) fn named(&self, name: &str) -> Option<AdapterView> {
+        let pool = self.lock();
+        pool.names.get(name).map(|named| pool.view(named))
+    }
+
     pub(crate) fn views(&self) -> Vec<AdapterView> {
         let pool = self.lock();
         pool.names.values().map(|named| pool.view(named)).collect()

@@ -213,6 +213,16 @@ impl Engine {
         self.0.adapters.views()
     }
 
+    /// The adapter of this name, if there is one.
+    pub fn adapter(&self, name: &str) -> Option<AdapterView> {
+        self.0.adapters.named(name)
+    }
+
+    /// Whether both are handles of one engine.
+    pub fn is_same(&self, other: &Engine) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Whether there is an adapter of this name.
     pub fn has_adapter(&self, name: &str) -> bool {
         self.0.adapters.has(name)

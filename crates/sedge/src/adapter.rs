@@ -1,28 +1,24 @@
-//! `sedge adapter`: what can be done with an adapter without serving it.
+//! `sedge adapter`: adapters as folders, and those of a running server.
 
-use std::num::NonZeroUsize;
-use std::path::PathBuf;
-use std::time::Instant;
+mod merge;
+mod server;
+mod show;
 
-use sedge_kernels::{CodecError, DType, Team};
-use sedge_models::{ConvertError, MergeError};
-
-use crate::convert::parse_type;
 use crate::failure::Failure;
-use crate::machine;
-use crate::output::{self, ProgressLine};
-use crate::size::Bytes;
-use crate::source::Source;
 
 const EXAMPLES: &str = "\
 Examples:
-  sedge adapter merge ./llama-3.2-1b ./my-lora -o merged.gguf
-  sedge adapter merge base.gguf ./my-lora -o merged.gguf --type q8_0
+  sedge adapter show ./my-lora                      what a folder holds
+  sedge serve --adapter-root .                      in another terminal
+  sedge adapter add seedling:sql=./my-lora          requests may now name the model seedling:sql
+  sedge adapter list
+  sedge adapter rm seedling:sql
 
-ADAPTER is a folder with adapter_config.json and adapter_model.safetensors, as the Python package
-peft writes it.";
+An adapter's FOLDER holds adapter_config.json and adapter_model.safetensors, as the Python package
+peft writes them. The server must have been started with an --adapter-root above it.";
 
 #[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,
@@ -30,94 +26,27 @@ pub(crate) struct Args {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// Write a model with an adapter in its weights as one GGUF file
-    Merge(Merge),
-}
-
-#[derive(clap::Args)]
-#[command(after_help = EXAMPLES)]
-struct Merge {
-    /// GGUF file, Hugging Face folder or `seedling`
-    #[arg(value_name = "BASE")]
-    base: Source,
-
-    /// Folder of the adapter
-    #[arg(value_name = "ADAPTER")]
-    adapter: PathBuf,
-
-    /// GGUF file to write
-    #[arg(short, long, value_name = "OUT.gguf")]
-    output: PathBuf,
-
-    /// Type of the large matrices: f32, f16, bf16, q8_0, q6_k, q4_k or q4_0 [default: as in BASE]
-    #[arg(long = "type", value_name = "TYPE", value_parser = parse_type)]
-    dtype: Option<DType>,
-
-    /// Replace OUT if it exists
-    #[arg(short, long)]
-    force: bool,
-
-    /// Threads that compute [default: the machine's physical cores]
-    #[arg(long, value_name = "N")]
-    threads: Option<NonZeroUsize>,
+    /// Say what an adapter's folder holds
+    Show(show::Args),
+    /// Add an adapter to a running server
+    Add(server::Add),
+    /// List the adapters of a running server
+    List(server::List),
+    /// Remove an adapter from a running server; what has begun with it ends with it
+    Rm(server::Named),
+    /// Merge an adapter into weights: of a running server, or in a new file with --output
+    Merge(merge::Args),
+    /// Take an adapter out of the weights of a running server again
+    Unmerge(server::Named),
 }
 
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     match args.command {
-        Command::Merge(args) => merge(args),
-    }
-}
-
-fn merge(args: Merge) -> Result<(), Failure> {
-    let base = args.base.origin()?;
-    if args.output.exists() && !args.force {
-        return Err(
-            Failure::new(format_args!("{} exists", args.output.display()))
-                .hint("--force, to replace it"),
-        );
-    }
-    let start = Instant::now();
-    let mut line = ProgressLine::new();
-    let report = sedge_models::merge(
-        &base,
-        &args.adapter,
-        &args.output,
-        args.dtype,
-        &Team::new(machine::threads(args.threads)),
-        &mut |p| line.show(p.done, p.total, p.tensor),
-    );
-    line.clear();
-    let report = report.map_err(|e| failure(&args, e))?;
-    let mut text = format!(
-        "{}: {} tensors, {} in {:.1} s\n",
-        args.output.display(),
-        report.tensors,
-        Bytes(report.bytes_out),
-        start.elapsed().as_secs_f64()
-    );
-    for (tensor, dtype) in &report.exceptions {
-        text.push_str(&format!(
-            "  {tensor} is {dtype}: its rows do not fill blocks of the type\n"
-        ));
-    }
-    Ok(output::print(&text)?)
-}
-
-fn failure(args: &Merge, error: MergeError) -> Failure {
-    match error {
-        MergeError::Adapter(e) => Failure::about(&args.adapter, &e),
-        MergeError::Unmergeable { .. } => Failure::about(&args.adapter, &error)
-            .hint("sedge serve, which computes with it as it is"),
-        MergeError::Convert(ConvertError::Codec {
-            source: CodecError::NotWritable(_),
-            ..
-        }) => Failure::new(error).hint("--type, to write another one"),
-        MergeError::Convert(ConvertError::Write { .. } | ConvertError::SameFile(_)) => {
-            Failure::new(error)
-        }
-        error => match args.base.path() {
-            Some(path) => Failure::about(path, &error),
-            None => Failure::new(error),
-        },
+        Command::Show(args) => show::run(&args),
+        Command::Add(args) => server::add(&args),
+        Command::List(args) => server::list(&args),
+        Command::Rm(args) => server::remove(&args),
+        Command::Merge(args) => merge::run(args),
+        Command::Unmerge(args) => server::unmerge(&args),
     }
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use sedge_api::{OpenAdapter, is_adapter_name};
 use sedge_engine::NewAdapter;
 use sedge_kernels::Team;
 use sedge_models::{Adapter, SharedModel};
@@ -48,13 +49,28 @@ impl Adapters {
             }),
         })
     }
+
+    /// The same for the server, which opens adapters when it is asked to.
+    pub(crate) fn opener(&self) -> OpenAdapter {
+        let adapters = self.clone();
+        OpenAdapter(Arc::new(move |name, folder| {
+            adapters.of_folder(name, folder).map_err(|e| e.to_string())
+        }))
+    }
 }
 
 /// The hash of what an adapter is read from.
 fn identity(folder: &Path) -> io::Result<[u8; 32]> {
     let mut hasher = blake3::Hasher::new();
     for file in ["adapter_config.json", "adapter_model.safetensors"] {
-        hasher.update_reader(File::open(folder.join(file))?)?;
+        let path = folder.join(file);
+        let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
+        // Opening what is no file, such as a pipe, may never end.
+        if !path.metadata().map_err(named)?.is_file() {
+            return Err(named(io::Error::other("not a file")));
+        }
+        let file = File::open(&path).map_err(named)?;
+        hasher.update_reader(file).map_err(named)?;
     }
     Ok(*hasher.finalize().as_bytes())
 }
@@ -87,11 +103,22 @@ impl std::str::FromStr for AdapterArg {
         if name.is_empty() || model.as_deref() == Some("") {
             return Err(format!("{text:?} is not [MODEL:]NAME=FOLDER"));
         }
+        check_name(&name)?;
         Ok(AdapterArg {
             model,
             name,
             folder,
         })
+    }
+}
+
+/// Names are the API's: with the model's before it, each is read in one way.
+fn check_name(name: &str) -> Result<(), String> {
+    match is_adapter_name(name) {
+        true => Ok(()),
+        false => Err(format!(
+            "an adapter cannot be named {name:?}: 1 to 64 of the characters A-Z a-z 0-9 . _ -"
+        )),
     }
 }
 
@@ -103,9 +130,14 @@ pub(crate) fn in_folder(folder: &Path) -> Result<Vec<AdapterArg>, Failure> {
         let path = entry.map_err(failed)?.path();
         if path.join("adapter_config.json").is_file() {
             let name = path.file_name().unwrap_or_default();
+            let name = name.to_string_lossy().into_owned();
+            check_name(&name).map_err(|e| {
+                Failure::about(&path, &e)
+                    .hint("another name for the folder, or --adapter NAME=FOLDER")
+            })?;
             found.push(AdapterArg {
                 model: None,
-                name: name.to_string_lossy().into_owned(),
+                name,
                 folder: path,
             });
         }
@@ -132,5 +164,6 @@ mod tests {
         assert_eq!(arg("base:sql=a/b"), is(Some("base"), "sql", "a/b"));
         assert_eq!(arg("a/b"), is(None, "b", "a/b"));
         assert!(arg(":x=a").is_err() && arg("=a").is_err());
+        assert!(arg("s q l=a").is_err() && arg("..").is_err());
     }
 }

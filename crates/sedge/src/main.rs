@@ -63,7 +63,7 @@ enum Command {
     Show(show::Args),
     /// Write a model as one GGUF file, quantised if asked
     Convert(convert::Args),
-    /// Merge an adapter into its base
+    /// Look at adapters, merge them, and change those of a running server
     Adapter(adapter::Args),
     /// Write a model or an adapter with random weights
     Synth(synth::Args),

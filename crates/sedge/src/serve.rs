@@ -49,6 +49,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FOLDER")]
     adapter_folder: Option<PathBuf>,
 
+    /// Let requests add adapters that lie below this folder, through /v1/adapters (repeatable)
+    #[arg(long = "adapter-root", value_name = "FOLDER")]
+    adapter_roots: Vec<PathBuf>,
+
     /// Address to listen on
     #[arg(long, default_value = "127.0.0.1")]
     host: String,
@@ -128,6 +132,10 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     // An empty variable means no key, never that the empty key opens the door.
     args.api_keys.retain(|key| !key.is_empty());
     let host = resolve(&args.host)?;
+    if let Some(root) = args.adapter_roots.iter().find(|root| !root.is_dir()) {
+        let what = format_args!("--adapter-root {}: no such folder", root.display()).to_string();
+        return Err(Failure::new(what));
+    }
     let mut sources = args.models.clone();
     source::distinguish(&mut sources);
     let running = launch::launch_all(&sources, &args.machine, Some(&args.load), Some(&args.share))?;
@@ -242,6 +250,7 @@ fn server_config(args: &Args, address: SocketAddr) -> ServerConfig {
         header_timeout: Duration::from_secs(args.header_timeout),
         drain_timeout: Duration::from_secs(args.drain_timeout),
         cors_origins: args.cors_origins.clone(),
+        adapter_roots: args.adapter_roots.clone(),
         otlp_endpoint: args.otlp_endpoint.clone().filter(|url| !url.is_empty()),
         web_folder: args.web_folder.clone(),
     }
@@ -274,6 +283,7 @@ fn served(running: &Running) -> ServedModel {
         engine: running.engine.clone(),
         member: running.member,
         adapter: None,
+        open_adapter: Some(running.adapters.opener()),
         tokenizer: running.tokenizer.clone(),
         template: running.template.clone(),
         context: running.context,

@@ -6,12 +6,16 @@ mod client;
 mod parrot;
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sedge_api::{ServedModel, Server, ServerConfig};
-use sedge_engine::{CacheConfig, Engine, EngineConfig, EngineStats, Prefixes, Sampling};
+use sedge_api::{OpenAdapter, ServedModel, Server, ServerConfig};
+use sedge_engine::{
+    CacheConfig, Engine, EngineConfig, EngineStats, NewAdapter, Prefixes, Sampling,
+};
 use sedge_formats::template::ChatTemplate;
+use sedge_models::Adapter;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
@@ -42,6 +46,7 @@ pub(crate) fn config() -> ServerConfig {
         api_keys: Vec::new(),
         trust_tenant_header: false,
         trust_priority: false,
+        adapter_roots: Vec::new(),
         otlp_endpoint: None,
         max_body: 1 << 20,
         max_connections: 64,
@@ -50,6 +55,24 @@ pub(crate) fn config() -> ServerConfig {
         cors_origins: Vec::new(),
         web_folder: None,
     }
+}
+
+/// An adapter that changes nothing: a folder with `adapter.txt`, whose text, if there is one, is
+/// why it cannot be read.
+fn open_adapter(name: &str, folder: &Path) -> Result<NewAdapter, String> {
+    let file = folder.join("adapter.txt");
+    let read = move || match std::fs::read_to_string(&file) {
+        Ok(text) if text.is_empty() => Ok(Adapter::default()),
+        Ok(text) => Err(text),
+        Err(error) => Err(error.to_string()),
+    };
+    Ok(NewAdapter {
+        name: name.into(),
+        identity: [0; 32],
+        member: 0,
+        load: Arc::new(read),
+        merge: Arc::new(|_| Err("a parrot has no weights".into())),
+    })
 }
 
 impl TestServer {
@@ -83,6 +106,7 @@ impl TestServer {
             name: "parrot".into(),
             member: 0,
             adapter: None,
+            open_adapter: Some(OpenAdapter(Arc::new(open_adapter))),
             engine: engine.clone(),
             tokenizer,
             template: Some(template),
@@ -130,6 +154,10 @@ impl TestServer {
 
     pub(crate) fn post(&self, path: &str, body: &serde_json::Value) -> Reply {
         self.post_bytes(path, body.to_string().as_bytes())
+    }
+
+    pub(crate) fn delete(&self, path: &str) -> Reply {
+        exchange(self.address, "DELETE", path, &[], b"")
     }
 
     pub(crate) fn post_bytes(&self, path: &str, body: &[u8]) -> Reply {

@@ -85,17 +85,22 @@ pub enum ClientError {
 impl Target {
     /// The server at this address, asked in the simplest way for the first model that it lists.
     pub async fn new(url: &str, key: Option<String>) -> Result<Target, ClientError> {
-        let mut target = Target {
+        let mut target = Target::at(url, key);
+        target.models = target.list().await?;
+        target.models.truncate(1);
+        Ok(target)
+    }
+
+    /// The server at this address, of which no model is known.
+    pub fn at(url: &str, key: Option<String>) -> Target {
+        Target {
             url: url.trim_end_matches('/').to_owned(),
             models: Vec::new(),
             api: Api::Completions,
             key,
             vocab: 1000,
             timeout: Duration::from_secs(600),
-        };
-        target.models = target.list().await?;
-        target.models.truncate(1);
-        Ok(target)
+        }
     }
 
     /// The models that the server lists, at least one.
@@ -118,7 +123,20 @@ impl Target {
 
     /// Status and body of a path.
     pub(crate) async fn get(&self, path: &str) -> Result<(u16, String), ClientError> {
-        let (response, connection) = self.send("GET", path, String::new(), &[]).await?;
+        self.request("GET", path, String::new()).await
+    }
+
+    /// Sends JSON, or nothing, to a path; the answer's status and body. Waits as long as it takes.
+    ///
+    /// # Errors
+    /// When there is no answer. One that says what went wrong is an answer.
+    pub async fn request(
+        &self,
+        method: &str,
+        path: &str,
+        body: String,
+    ) -> Result<(u16, String), ClientError> {
+        let (response, connection) = self.send(method, path, body, &[]).await?;
         let status = response.status().as_u16();
         let body = read(response.into_body()).await?;
         connection.abort();
