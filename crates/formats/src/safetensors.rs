@@ -353,8 +353,12 @@ fn in_file(path: &Path) -> impl Fn(SafetensorsError) -> SafetensorsError {
     }
 }
 
-/// Shards in the index's order, each with the tensors that it should hold.
-fn parse_index(json: &[u8]) -> Result<IndexMap<String, Vec<String>>, SafetensorsError> {
+/// Reads `model.safetensors.index.json`: shards in the index's order, each with the tensors that
+/// it should hold. Every shard is the name of a file, without a folder.
+///
+/// # Errors
+/// When it is malformed, or a shard lies elsewhere.
+pub fn parse_index(json: &[u8]) -> Result<IndexMap<String, Vec<String>>, SafetensorsError> {
     #[derive(serde::Deserialize)]
     struct Index {
         weight_map: Unique<String>,
