@@ -11,7 +11,7 @@ use sedge_kernels::{CodecError, DType, RopeStyle, Team, dequantize, quantize};
 
 use crate::config::{self, Config};
 use crate::open::{Folder, OpenError, is_gguf};
-use crate::tensors::{Stored, Tensors};
+use crate::tensors::{Keys, Stored, Tensors};
 
 /// Why a conversion failed. The output file is then as it was before.
 #[derive(Debug, thiserror::Error)]
@@ -172,7 +172,7 @@ fn from_gguf(input: &Path) -> Result<Parts, ConvertError> {
         place: input.display().to_string(),
         source,
     })?;
-    let tensors = Tensors::from_gguf(&file, config.architecture);
+    let tensors = Tensors::from_gguf(&file, config.architecture, &Keys::new());
     let part = |(name, stored): (String, Stored)| Part {
         name,
         to: stored.dtype,
@@ -220,6 +220,7 @@ fn from_folder(input: &Path) -> Result<Parts, ConvertError> {
             dtype: DType::F32,
             shape: vec![divisors.len()],
             pieces: vec![bytes.into()],
+            key: None,
             original: name.clone(),
         };
         tensors.insert(name, stored);

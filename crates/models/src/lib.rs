@@ -29,8 +29,8 @@ pub use convert::{ConvertError, ConvertReport, Progress, convert};
 pub use decoder::{Decoder, Scratch};
 pub use encoder::{Encoder, EncoderScratch};
 pub use open::{
-    Info, Model, OpenError, Opened, Recommended, TensorFact, Workspace, open, open_bytes,
-    open_within,
+    Info, Model, OpenError, Opened, Parts, Piece, Recommended, TensorFact, Workspace, open,
+    open_bytes, open_parts, open_within,
 };
 pub use packed_cache::{Cached, PackedCache};
 pub use synth::{Mixture, SynthError, SynthReport, likes, synth};
