@@ -63,7 +63,7 @@ repeat. llama-bench (-o json) and llama-batched-bench (--output-format jsonl) ar
 #[derive(clap::Args)]
 #[command(after_help = ABOUT_MODEL)]
 struct ModelArgs {
-    /// GGUF file, Hugging Face folder, or `seedling`, the built-in model
+    /// GGUF file, Hugging Face folder, stored model, or `seedling`, the built-in model
     #[arg(short, long, value_name = "MODEL", default_value = crate::source::BUILT_IN)]
     model: Source,
 

@@ -22,7 +22,8 @@ pub(crate) fn open(
     source: &Source,
     machine: &MachineArgs,
 ) -> Result<DiskTier, Failure> {
-    let identity = identity(source, machine)
+    let content = source.content()?;
+    let identity = identity(source, content, machine)
         .map_err(|error| Failure::new(format_args!("{}: {error}", source.name)))?;
     let name: String = identity[..8].iter().map(|b| format!("{b:02x}")).collect();
     let config = DiskConfig {
@@ -42,7 +43,11 @@ pub(crate) fn open(
 
 /// What keys and values depend on besides the tokens: the model to the last byte, and how it is
 /// computed and stored.
-fn identity(source: &Source, machine: &MachineArgs) -> io::Result<[u8; 32]> {
+fn identity(
+    source: &Source,
+    content: Option<blake3::Hash>,
+    machine: &MachineArgs,
+) -> io::Result<[u8; 32]> {
     let mut hasher = blake3::Hasher::new();
     let about = format!(
         "{} {} {:?} {} {}",
@@ -53,6 +58,9 @@ fn identity(source: &Source, machine: &MachineArgs) -> io::Result<[u8; 32]> {
         sedge_kernels::rounds_fast(),
     );
     hasher.update(about.as_bytes());
+    if let Some(content) = content {
+        hasher.update(content.as_bytes());
+    }
     match source.path() {
         None => drop(hasher.update(source.bytes())),
         Some(path) => {

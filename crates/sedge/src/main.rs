@@ -9,10 +9,14 @@ mod costs;
 mod disk;
 mod eval;
 mod failure;
+mod gc;
 mod launch;
+mod list;
 mod load;
 mod machine;
 mod output;
+mod pull;
+mod rm;
 mod run;
 mod sampling;
 mod serve;
@@ -20,9 +24,11 @@ mod show;
 mod sim;
 mod size;
 mod source;
+mod store;
 mod synth;
 mod table;
 mod time;
+mod verify;
 mod workload;
 
 use std::process::ExitCode;
@@ -38,8 +44,10 @@ Examples:
   sedge run -m ./model.gguf                      a chat in the terminal
   sedge serve -m a.gguf -m fast=b/ --port 8000   several models, one process
   sedge show ./model.gguf                        what a file holds
+  sedge pull hf:ORG/NAME && sedge run -m NAME    a model of Hugging Face's hub
 
-MODEL is a GGUF file, a Hugging Face folder, or `seedling`, the built-in model.";
+MODEL is a GGUF file, a Hugging Face folder, the name of a stored model, or `seedling`, the
+built-in model.";
 
 /// Runs language models where the data is.
 #[derive(Parser)]
@@ -58,6 +66,16 @@ enum Command {
     Run(run::Args),
     /// Say what a model's file or folder holds
     Show(show::Args),
+    /// Bring a model or an adapter into the store
+    Pull(pull::Args),
+    /// List what is stored
+    List(list::Args),
+    /// Take models or adapters out of the store
+    Rm(rm::Args),
+    /// Free what no stored model uses
+    Gc(gc::Args),
+    /// Hash all that is stored again
+    Verify(verify::Args),
     /// Write a model as one GGUF file, quantised if asked
     Convert(convert::Args),
     /// Write a file with random weights in the shape of a known model
@@ -89,6 +107,11 @@ fn try_main() -> Result<(), Failure> {
         Some(Command::Serve(args)) => serve::run(args),
         Some(Command::Run(args)) => run::run(args),
         Some(Command::Show(args)) => show::run(args),
+        Some(Command::Pull(args)) => pull::run(&args),
+        Some(Command::List(args)) => list::run(&args),
+        Some(Command::Rm(args)) => rm::run(&args),
+        Some(Command::Gc(args)) => gc::run(&args),
+        Some(Command::Verify(args)) => verify::run(&args),
         Some(Command::Convert(args)) => convert::run(args),
         Some(Command::Synth(args)) => synth::run(args),
         Some(Command::Eval(args)) => eval::run(args),

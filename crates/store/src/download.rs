@@ -9,8 +9,8 @@ use crate::digest::{Digest, Digester};
 use crate::http::{Answer, HttpError};
 use crate::hub::{Facts, Listed, Repository};
 use crate::layout::{Cut, Head, Layout, Piece, TensorFacts};
-use crate::pull::{Event, Pull, PullError};
-use crate::staging::{About, Body, Finished, Staging, finished};
+use crate::pull::{Event, Pull, PullError, fits};
+use crate::staging::{About, Body, Finished, Leftover, Staging, finished};
 use crate::store::StoreError;
 
 /// Bytes of a range that one request asks for.
@@ -39,7 +39,7 @@ pub(crate) fn download<'s>(
     listed: &Listed,
     cut: Cut,
     known: Option<&Finished>,
-) -> Result<(Staging<'s>, Finished), PullError> {
+) -> Result<(Leftover<'s>, Finished), PullError> {
     let url = repository.url(pull.client, &listed.path);
     let facts = facts(pull, listed, &url)?;
     let size = facts.size.ok_or_else(|| PullError::Unknown {
@@ -62,7 +62,17 @@ pub(crate) fn download<'s>(
     if let Some(mut done) = staging.finished()? {
         done.file.path.clone_from(&listed.path);
         pull.arrived(size, false);
-        return Ok((staging, done));
+        return Ok((staging.release(), done));
+    }
+    // Another pull may have brought it meanwhile.
+    if staging.waited
+        && let Some(digest) = facts.digest
+        && let Some(done) = pull.known()?.remove(&digest.to_string())
+        && fits(&done, cut)
+        && pieces(&done).all(|(_, blob)| pull.store.has(&blob))
+    {
+        pull.arrived(size, false);
+        return Ok((staging.release(), done));
     }
     let mut file = Download {
         pull,
@@ -79,7 +89,7 @@ pub(crate) fn download<'s>(
         let was_resumed = staging.resumed;
         let arrived = pull.count();
         match file.fill(&mut staging, cut, known) {
-            Ok(done) => return Ok((staging, done)),
+            Ok(done) => return Ok((staging.release(), done)),
             Err(PullError::NoRanges { .. }) if !file.alone => file.alone = true,
             // What was there before may have been damaged: once more, from nothing.
             Err(PullError::Hash { .. }) if was_resumed && restarts == 0 => {}

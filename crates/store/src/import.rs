@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::digest::{Digest, Digester};
 use crate::layout::{Cut, Head, Layout};
 use crate::pull::{Pull, PullError};
-use crate::staging::{About, Finished, Staging, finished};
+use crate::staging::{About, Finished, Leftover, Staging, finished};
 use crate::store::StoreError;
 
 /// Bytes that are copied at a time.
@@ -20,7 +20,7 @@ pub(crate) fn import<'s>(
     path: &str,
     cut: Cut,
     expected: Option<Digest>,
-) -> Result<(Staging<'s>, Finished), PullError> {
+) -> Result<(Leftover<'s>, Finished), PullError> {
     let failed = |source| {
         PullError::Store(StoreError::Io {
             path: from.display().to_string(),
@@ -114,6 +114,7 @@ pub(crate) fn import<'s>(
     }
     let done = hashes.and_then(|hashes| finished(&layout, &hashes, path, None, digests));
     let done = done.ok_or(PullError::Stopped)?;
+    drop(body);
     staging.publish(&done)?;
-    Ok((staging, done))
+    Ok((staging.release(), done))
 }

@@ -70,7 +70,7 @@ pub fn close_names<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Vec<
         .filter_map(|known| {
             let lower = known.to_ascii_lowercase();
             let slips = distance(&wanted, &lower);
-            let near = slips <= 1 + wanted.len() / 4
+            let near = slips <= 1 + wanted.len() / 3
                 || (wanted.len() >= 3 && (lower.contains(&wanted) || wanted.contains(&lower)));
             near.then_some((slips, known))
         })

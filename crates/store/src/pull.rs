@@ -17,7 +17,7 @@ use crate::layout::{Cut, LayoutError};
 use crate::manifest::{Container, Manifest, ManifestError, Origin};
 use crate::name::{NameError, check_file_path, check_model_name};
 use crate::reference::{HubReference, Reference};
-use crate::staging::{Finished, Staging};
+use crate::staging::{Finished, Leftover};
 use crate::store::{Store, StoreError};
 
 /// Largest small file: a vocabulary, at most.
@@ -135,6 +135,12 @@ pub enum PullError {
         /// Where what has the name came from.
         by: String,
     },
+    /// The name means something else.
+    #[error("{name:?} is the name of something else, which is not stored")]
+    Reserved {
+        /// The name.
+        name: String,
+    },
     /// Another thread failed, and says why.
     #[error("the pull was stopped")]
     Stopped,
@@ -179,6 +185,8 @@ pub enum Event {
 pub struct Options {
     /// Name to store under; else that of the repository, folder or file.
     pub name: Option<String>,
+    /// Names that mean something else to whoever asks, and cannot be taken.
+    pub reserved: Vec<String>,
     /// Give the name to this even if something else has it.
     pub replace: bool,
     /// The hub.
@@ -201,6 +209,7 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             name: None,
+            reserved: Vec::new(),
             replace: false,
             endpoint: "https://huggingface.co".to_owned(),
             token: None,
@@ -305,8 +314,8 @@ pub(crate) struct Pull<'s, 'e> {
     fetched: AtomicU64,
 }
 
-/// A file in the store, and its folder in `partial` if it came now.
-type Brought<'s> = (Option<Staging<'s>>, Finished);
+/// A file in the store, and what is left in `partial` if it came now.
+type Brought<'s> = (Option<Leftover<'s>>, Finished);
 
 impl<'s> Pull<'s, '_> {
     /// Counts bytes that are there.
@@ -453,7 +462,7 @@ impl<'s> Pull<'s, '_> {
         if let Some(copy) = copy {
             let before = self.count();
             match import(self, &copy, &listed.path, cut, listed.digest) {
-                Ok((staging, done)) => return Ok((Some(staging), done)),
+                Ok((left, done)) => return Ok((Some(left), done)),
                 Err(error @ (PullError::Hash { .. } | PullError::Layout { .. }))
                     if snapshot.is_none() =>
                 {
@@ -463,9 +472,9 @@ impl<'s> Pull<'s, '_> {
                 Err(error) => return Err(error),
             }
         }
-        let (staging, mut done) = download(self, repository, listed, cut, known)?;
+        let (left, mut done) = download(self, repository, listed, cut, known)?;
         done.file.path.clone_from(&listed.path);
-        Ok((Some(staging), done))
+        Ok((Some(left), done))
     }
 
     fn path(&self, path: &Path) -> Result<Pulled, PullError> {
@@ -521,8 +530,8 @@ impl<'s> Pull<'s, '_> {
             revision: None,
         };
         self.all(&choice, origin, &default, &offered, &|path, cut, _| {
-            let (staging, done) = import(self, &folder.join(path), path, cut, None)?;
-            Ok((Some(staging), done))
+            let (left, done) = import(self, &folder.join(path), path, cut, None)?;
+            Ok((Some(left), done))
         })
     }
 
@@ -537,6 +546,11 @@ impl<'s> Pull<'s, '_> {
     ) -> Result<Pulled, PullError> {
         let name = self.options.name.as_deref().unwrap_or(default);
         check_model_name(name)?;
+        if self.options.reserved.iter().any(|taken| taken == name) {
+            return Err(PullError::Reserved {
+                name: name.to_owned(),
+            });
+        }
         if let Some(there) = self.store.find(name)?
             && !self.options.replace
             && !same_source(&there.origin.source, &origin.source)
@@ -553,12 +567,12 @@ impl<'s> Pull<'s, '_> {
         let total = choice.files.iter().filter_map(|(path, _)| size(path)).sum();
         self.total.store(total, Ordering::Relaxed);
         let known = self.known()?;
-        let (mut files, mut tensors, mut stagings) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut files, mut tensors, mut leftovers) = (Vec::new(), Vec::new(), Vec::new());
         for (path, cut) in &choice.files {
             check_file_path(path)?;
             (self.tell)(&Event::File { path: path.clone() });
-            let (staging, done) = bring(path, *cut, &known)?;
-            stagings.extend(staging);
+            let (left, done) = bring(path, *cut, &known)?;
+            leftovers.extend(left);
             tensors.extend(done.tensors.into_iter().map(|mut tensor| {
                 tensor.file = files.len();
                 tensor
@@ -568,8 +582,8 @@ impl<'s> Pull<'s, '_> {
         let manifest = Manifest::new(choice.kind, choice.container, origin, files, tensors)?;
         self.store.commit(name, &manifest)?;
         // The model is there now, whether or not what is left of its way can be cleaned up.
-        for staging in stagings {
-            let _ = staging.close();
+        for left in leftovers {
+            let _ = left.remove();
         }
         Ok(Pulled {
             name: name.to_owned(),
@@ -580,7 +594,7 @@ impl<'s> Pull<'s, '_> {
     }
 
     /// All files that anything stored was made of, by either of their hashes.
-    fn known(&self) -> Result<HashMap<String, Finished>, PullError> {
+    pub(crate) fn known(&self) -> Result<HashMap<String, Finished>, PullError> {
         let mut known = HashMap::new();
         for (_, manifest) in self.store.manifests()? {
             for (index, file) in manifest.files.iter().enumerate() {
@@ -603,7 +617,7 @@ impl<'s> Pull<'s, '_> {
 }
 
 /// Whether a stored file was cut so.
-fn fits(known: &Finished, cut: Cut) -> bool {
+pub(crate) fn fits(known: &Finished, cut: Cut) -> bool {
     let whole = |blob: &crate::manifest::Blob| blob.len == known.file.size;
     match cut {
         Cut::Whole => known.tensors.is_empty() && known.file.blob.as_ref().is_some_and(whole),

@@ -26,6 +26,9 @@ impl Ranges {
 
     /// Takes a run away.
     pub(crate) fn remove(&mut self, run: Range<u64>) {
+        if run.is_empty() {
+            return;
+        }
         let mut left = Vec::with_capacity(self.0.len() + 1);
         for r in &self.0 {
             let before = r.start..r.end.min(run.start);

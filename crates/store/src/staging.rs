@@ -27,7 +27,7 @@ use blake3::Hash;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{Digest, Digester};
-use crate::index::lock_file;
+use crate::index::{lock_file, try_lock};
 use crate::layout::{Layout, Place, Segment};
 use crate::manifest::{Blob, SourceFile, TensorEntry};
 use crate::ranges::Ranges;
@@ -82,6 +82,29 @@ pub(crate) struct Staging<'s> {
     about: About,
     /// Whether there was something of the file already.
     pub(crate) resumed: bool,
+    /// Whether another process or thread wrote here meanwhile.
+    pub(crate) waited: bool,
+}
+
+/// The folder of a file whose blobs are in the store, until a manifest names them.
+#[derive(Debug)]
+pub(crate) struct Leftover<'s> {
+    store: &'s Store,
+    folder: PathBuf,
+}
+
+impl Leftover<'_> {
+    /// Removes it, unless somebody else has begun to use it.
+    pub(crate) fn remove(self) -> Result<(), StoreError> {
+        let failed = StoreError::io(&self.folder);
+        let Ok(lock) = File::open(self.folder.join("lock")) else {
+            return Ok(()); // somebody else has removed it
+        };
+        match try_lock(&lock).map_err(&failed)? {
+            true => self.store.disk.remove_folder(&self.folder).map_err(failed),
+            false => Ok(()),
+        }
+    }
 }
 
 impl<'s> Staging<'s> {
@@ -91,25 +114,22 @@ impl<'s> Staging<'s> {
         id: &str,
         about: About,
     ) -> Result<Staging<'s>, StoreError> {
-        let all = store.partial();
-        let folder = all.join(id);
-        for path in [&all, &folder] {
-            if fs::symlink_metadata(path).is_ok_and(|facts| !facts.is_dir()) {
-                return Err(StoreError::io(path)(std::io::Error::other(
-                    "is there and is not a folder",
-                )));
+        let folder = store.partial().join(id);
+        let mut waited = false;
+        let lock = loop {
+            if let Some(lock) = lock_folder(store, &folder, &mut waited)? {
+                break lock;
             }
-            store.disk.folder(path).map_err(StoreError::io(path))?;
-        }
-        let path = folder.join("lock");
-        let lock = lock_file(&path).map_err(StoreError::io(&path))?;
-        lock.lock().map_err(StoreError::io(&path))?;
+            // Whoever had the lock has removed the folder.
+            waited = true;
+        };
         let mut staging = Staging {
             store,
             folder,
             _lock: lock,
             about,
             resumed: false,
+            waited,
         };
         let known = fs::read(staging.file("about.json")).ok();
         let known = known.and_then(|bytes| serde_json::from_slice::<About>(&bytes).ok());
@@ -252,12 +272,12 @@ impl<'s> Staging<'s> {
         Ok(())
     }
 
-    /// Removes the folder: a manifest names its blobs now.
-    pub(crate) fn close(self) -> Result<(), StoreError> {
-        self.store
-            .disk
-            .remove_folder(&self.folder)
-            .map_err(StoreError::io(&self.folder))
+    /// Lets others in: the blobs are in the store.
+    pub(crate) fn release(self) -> Leftover<'s> {
+        Leftover {
+            store: self.store,
+            folder: self.folder,
+        }
     }
 
     /// Begins or goes on to fill the pieces. Those that are not `wanted` are left out, and with
@@ -323,6 +343,50 @@ impl<'s> Staging<'s> {
             changed: Condvar::new(),
         })
     }
+}
+
+/// Makes a folder and locks it, waiting for others; nothing when it went away meanwhile.
+fn lock_folder(
+    store: &Store,
+    folder: &Path,
+    waited: &mut bool,
+) -> Result<Option<File>, StoreError> {
+    for path in [folder.parent().unwrap_or(folder), folder] {
+        if fs::symlink_metadata(path).is_ok_and(|facts| !facts.is_dir()) {
+            return Err(StoreError::io(path)(std::io::Error::other(
+                "is there and is not a folder",
+            )));
+        }
+        store.disk.folder(path).map_err(StoreError::io(path))?;
+    }
+    let path = folder.join("lock");
+    let failed = StoreError::io(&path);
+    let gone = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+    let lock = match lock_file(&path) {
+        Err(error) if gone(&error) => return Ok(None),
+        lock => lock.map_err(&failed)?,
+    };
+    if !try_lock(&lock).map_err(&failed)? {
+        *waited = true;
+        lock.lock().map_err(&failed)?;
+    }
+    // A lock on a file that is no longer there keeps nobody out.
+    let same = match (lock.metadata(), fs::metadata(&path)) {
+        (Ok(ours), Ok(there)) => same_file(&ours, &there),
+        _ => false,
+    };
+    Ok(same.then_some(lock))
+}
+
+#[cfg(unix)]
+fn same_file(a: &fs::Metadata, b: &fs::Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    (a.dev(), a.ino()) == (b.dev(), b.ino())
+}
+
+#[cfg(not(unix))]
+fn same_file(_: &fs::Metadata, _: &fs::Metadata) -> bool {
+    true // a file that is open cannot be removed there
 }
 
 /// The pieces of one file while they come.
