@@ -2,6 +2,7 @@
 #![deny(missing_docs)]
 
 mod costs;
+mod hub;
 pub mod load;
 mod peer;
 mod perplexity;
@@ -9,6 +10,7 @@ mod plot;
 mod speed;
 
 pub use costs::measure_costs;
+pub use hub::{BenchHub, write_weights};
 pub use peer::{PeerError, PeerFigure, read_peer};
 pub use perplexity::{Count, Perplexity, PerplexityError, PerplexityOptions, perplexity, score};
 pub use plot::{Chart, Line, line_plot, sparkline};

@@ -2,6 +2,7 @@
 
 mod chat;
 mod costs;
+mod pull;
 mod serve;
 
 use std::collections::HashMap;
@@ -39,6 +40,8 @@ enum What {
     Costs(Box<costs::CostsArgs>),
     /// Load on servers of the OpenAI API, and how they bear it
     Serve(Box<serve::ServeArgs>),
+    /// Pulls from a hub on this machine, beside curl
+    Pull(pull::PullArgs),
 }
 
 const ABOUT_MODEL: &str = "\
@@ -137,6 +140,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         What::Chat(args) => chat::run(&args),
         What::Costs(args) => costs::run(&args),
         What::Serve(args) => serve::run(&args),
+        What::Pull(args) => pull::run(&args),
     }
 }
 
