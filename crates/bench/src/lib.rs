@@ -3,6 +3,7 @@
 
 mod agreement;
 mod costs;
+mod hub;
 pub mod load;
 mod peer;
 mod perplexity;
@@ -11,6 +12,7 @@ mod speed;
 
 pub use agreement::{Agreement, agreement};
 pub use costs::measure_costs;
+pub use hub::{BenchHub, write_weights};
 pub use peer::{PeerError, PeerFigure, read_peer};
 pub use perplexity::{Count, Perplexity, PerplexityError, PerplexityOptions, perplexity, score};
 pub use plot::{Chart, Line, line_plot, sparkline};

@@ -93,6 +93,12 @@ pub enum GgufError {
         /// Bytes left.
         left: usize,
     },
+    /// Of a file whose first bytes alone are there: the header goes on after them.
+    #[error("the header goes on to byte {need} at least")]
+    Unfinished {
+        /// How many of the file's first bytes are needed to read on.
+        need: u64,
+    },
     /// A count that the rest of the file cannot hold.
     #[error("{count} {what} announced at byte {offset} cannot fit in the {left} bytes that follow")]
     Count {
@@ -216,7 +222,7 @@ pub enum GgufError {
         /// What does not fit.
         reason: String,
     },
-    /// While writing: a tensor's bytes are not as many as its type and shape take.
+    /// A tensor's bytes, to write or given apart, are not as many as its type and shape take.
     #[error("tensor {name:?} takes {expected} bytes; {found} were given")]
     Size {
         /// Tensor.
@@ -226,6 +232,29 @@ pub enum GgufError {
         /// Bytes given.
         found: u64,
     },
+}
+
+/// What stands before the tensors' bytes.
+#[derive(Debug, Clone)]
+pub struct Header {
+    /// All metadata, in the file's order.
+    pub metadata: IndexMap<String, Value>,
+    /// All tensors, in the file's order.
+    pub tensors: IndexMap<String, TensorInfo>,
+    /// Where the tensors' bytes begin, or the file ends.
+    pub len: u64,
+}
+
+impl Header {
+    /// Reads the header of a file of `file` bytes from its first bytes.
+    ///
+    /// # Errors
+    /// When it is not that of a valid GGUF v2 or v3 file; [`GgufError::Unfinished`] when it goes
+    /// on after the bytes that are given.
+    pub fn parse(bytes: &[u8], file: u64) -> Result<Header, GgufError> {
+        let file = usize::try_from(file).unwrap_or(usize::MAX);
+        read::parse(&bytes[..bytes.len().min(file)], file)
+    }
 }
 
 /// An open GGUF file.
@@ -253,12 +282,50 @@ impl Gguf {
     /// # Errors
     /// When they are not a valid GGUF v2 or v3 file.
     pub fn parse(bytes: Bytes) -> Result<Gguf, GgufError> {
-        let (metadata, tensors) = read::parse(&bytes)?;
+        let header = read::parse(&bytes, bytes.len())?;
         Ok(Gguf {
-            metadata,
-            tensors,
+            metadata: header.metadata,
+            tensors: header.tensors,
             shards: vec![bytes],
         })
+    }
+
+    /// A file whose tensors lie apart: each is given as name, type, shape and bytes.
+    ///
+    /// # Errors
+    /// When a name stands twice, or bytes do not fit type and shape.
+    pub fn assemble(
+        metadata: IndexMap<String, Value>,
+        tensors: impl IntoIterator<Item = (String, DType, Vec<usize>, Bytes)>,
+    ) -> Result<Gguf, GgufError> {
+        let mut gguf = Gguf {
+            metadata,
+            tensors: IndexMap::new(),
+            shards: Vec::new(),
+        };
+        for (name, dtype, shape, bytes) in tensors {
+            let expected = tensor_len(&name, dtype, &shape)? as u64;
+            let found = bytes.len() as u64;
+            if expected != found {
+                return Err(GgufError::Size {
+                    name,
+                    expected,
+                    found,
+                });
+            }
+            let info = TensorInfo {
+                dtype,
+                shape,
+                offset: 0,
+                len: found,
+                shard: gguf.shards.len(),
+            };
+            gguf.shards.push(bytes);
+            if gguf.tensors.insert(name.clone(), info).is_some() {
+                return Err(GgufError::DuplicateTensor { name });
+            }
+        }
+        Ok(gguf)
     }
 
     /// All metadata, in the file's order.

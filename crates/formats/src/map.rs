@@ -1,6 +1,7 @@
 //! Files mapped into memory.
 //! The one place of this crate with `unsafe`: everything above it sees checked slices.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -18,8 +19,9 @@ impl AsRef<[u8]> for Mapped {
     }
 }
 
-/// The mappings of this process, for [`release`].
-static LIVE: Mutex<Vec<Weak<Mmap>>> = Mutex::new(Vec::new());
+/// The mappings of this process by their first address, for [`release`]. A stored model is one
+/// mapping a tensor, so that there may be tens of thousands.
+static LIVE: Mutex<BTreeMap<usize, Weak<Mmap>>> = Mutex::new(BTreeMap::new());
 
 /// Maps a whole regular file for reading; an empty file gives empty bytes.
 ///
@@ -51,8 +53,12 @@ pub fn map(path: &Path) -> io::Result<Bytes> {
     let map = unsafe { Mmap::map(&file)? };
     let map = Arc::new(map);
     let mut live = LIVE.lock().unwrap_or_else(PoisonError::into_inner);
-    live.retain(|map| map.strong_count() > 0);
-    live.push(Arc::downgrade(&map));
+    if live.len().is_power_of_two() {
+        live.retain(|_, map| map.strong_count() > 0);
+    }
+    // An address that is given again belongs to the newer mapping.
+    live.insert(map.as_ptr() as usize, Arc::downgrade(&map));
+    drop(live);
     Ok(Bytes::from_owner(Mapped(map)))
 }
 
@@ -61,12 +67,15 @@ pub fn map(path: &Path) -> io::Result<Bytes> {
 pub fn release(bytes: &Bytes) {
     let start = bytes.as_ptr() as usize;
     let live = LIVE.lock().unwrap_or_else(PoisonError::into_inner);
-    for map in live.iter().filter_map(Weak::upgrade) {
-        let first = map.as_ptr() as usize;
-        if first <= start && start + bytes.len() <= first + map.len() && !bytes.is_empty() {
-            // A hint: where it is refused, the memory stays.
-            give_back(&map, start - first, bytes.len());
-        }
+    let Some((&first, map)) = live.range(..=start).next_back() else {
+        return;
+    };
+    if let Some(map) = map.upgrade()
+        && start + bytes.len() <= first + map.len()
+        && !bytes.is_empty()
+    {
+        // A hint: where it is refused, the memory stays.
+        give_back(&map, start - first, bytes.len());
     }
 }
 

@@ -195,61 +195,127 @@ impl Checkpoint {
     /// # Errors
     /// When they are malformed.
     pub fn parse(bytes: Bytes) -> Result<Checkpoint, SafetensorsError> {
-        let file = bytes.len();
+        let header = Header::parse(&bytes, bytes.len() as u64)?;
+        let mut checkpoint = Checkpoint::default();
+        for (name, place) in header.tensors {
+            let Some(dtype) = place.dtype() else {
+                checkpoint.skipped.push((name, place.type_name));
+                continue;
+            };
+            let data = bytes.slice(place.begin as usize..place.end as usize);
+            let shape = place.shape;
+            checkpoint
+                .tensors
+                .insert(name, Tensor { dtype, shape, data });
+        }
+        Ok(checkpoint)
+    }
+}
+
+/// Where one tensor lies in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The format's name of its type, which may be one that Sedge does not compute with.
+    pub type_name: String,
+    /// Slowest dimension first. May be empty (one value) or hold a 0 (none).
+    pub shape: Vec<usize>,
+    /// First byte in the file.
+    pub begin: u64,
+    /// One past the last byte in the file.
+    pub end: u64,
+}
+
+impl Place {
+    /// Its type, if Sedge computes with it; then its bytes are as many as type and shape take.
+    pub fn dtype(&self) -> Option<DType> {
+        computed(&self.type_name)
+    }
+}
+
+/// What stands before the tensors' bytes.
+#[derive(Debug, Clone)]
+pub struct Header {
+    /// All tensors, in the header's order.
+    pub tensors: IndexMap<String, Place>,
+}
+
+impl Header {
+    /// How many of a file's first bytes the header takes, from the first eight of `file` bytes.
+    ///
+    /// # Errors
+    /// When there are fewer bytes, or the header would be larger than the file or the limit.
+    pub fn len(bytes: &[u8], file: u64) -> Result<u64, SafetensorsError> {
         let size = bytes.first_chunk().map(|raw| u64::from_le_bytes(*raw));
-        let Some(json) = size
-            .filter(|&n| n <= MAX_JSON)
-            .and_then(|n| bytes.get(8..8 + n as usize))
-        else {
-            return Err(SafetensorsError::HeaderSize { size, file });
+        match size {
+            Some(n) if n <= MAX_JSON && 8 + n <= file => Ok(8 + n),
+            size => Err(SafetensorsError::HeaderSize {
+                size,
+                file: usize::try_from(file).unwrap_or(usize::MAX),
+            }),
+        }
+    }
+
+    /// Reads the header of a file of `file` bytes from as many of its first bytes as
+    /// [`Header::len`] says.
+    ///
+    /// # Errors
+    /// When it is malformed, or the tensors do not cover the rest of the file.
+    pub fn parse(bytes: &[u8], file: u64) -> Result<Header, SafetensorsError> {
+        let start = Header::len(bytes, file)?;
+        let Some(json) = bytes.get(8..start as usize) else {
+            return Err(SafetensorsError::HeaderSize {
+                size: Some(start - 8),
+                file: bytes.len(),
+            });
         };
         let Unique(header) =
             serde_json::from_slice::<Unique<Entry>>(json).map_err(SafetensorsError::Json)?;
-        let data = bytes.slice(8 + json.len()..);
+        let data = file - start;
 
-        let mut places: Vec<(u64, u64)> = Vec::with_capacity(header.len());
-        let mut checkpoint = Checkpoint::default();
+        let mut spans: Vec<(u64, u64)> = Vec::with_capacity(header.len());
+        let mut tensors = IndexMap::with_capacity(header.len());
         for (
             name,
             Entry {
-                dtype,
+                dtype: type_name,
                 shape,
                 data_offsets: (begin, end),
             },
         ) in header
         {
-            if begin > end || end > data.len() as u64 {
+            if begin > end || end > data {
                 return Err(SafetensorsError::Offsets {
                     name,
                     begin,
                     end,
-                    len: data.len(),
+                    len: usize::try_from(data).unwrap_or(usize::MAX),
                 });
             }
-            places.push((begin, end));
-            let Some(dtype) = computed(&dtype) else {
-                checkpoint.skipped.push((name, dtype));
-                continue;
+            spans.push((begin, end));
+            if let Some(dtype) = computed(&type_name) {
+                let values = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+                if values.and_then(|n| dtype.bytes_for(n)).map(|n| n as u64) != Some(end - begin) {
+                    return Err(SafetensorsError::Size {
+                        name,
+                        dtype,
+                        shape,
+                        found: end - begin,
+                    });
+                }
+            }
+            let place = Place {
+                type_name,
+                shape,
+                begin: start + begin,
+                end: start + end,
             };
-            let values = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-            if values.and_then(|n| dtype.bytes_for(n)).map(|n| n as u64) != Some(end - begin) {
-                return Err(SafetensorsError::Size {
-                    name,
-                    dtype,
-                    shape,
-                    found: end - begin,
-                });
-            }
-            let data = data.slice(begin as usize..end as usize);
-            checkpoint
-                .tensors
-                .insert(name, Tensor { dtype, shape, data });
+            tensors.insert(name, place);
         }
 
-        places.sort_unstable();
-        places.push((data.len() as u64, data.len() as u64));
+        spans.sort_unstable();
+        spans.push((data, data));
         let mut expected = 0;
-        for (begin, end) in places {
+        for (begin, end) in spans {
             if begin != expected {
                 return Err(SafetensorsError::Cover {
                     expected,
@@ -258,7 +324,7 @@ impl Checkpoint {
             }
             expected = end;
         }
-        Ok(checkpoint)
+        Ok(Header { tensors })
     }
 }
 
@@ -287,8 +353,12 @@ fn in_file(path: &Path) -> impl Fn(SafetensorsError) -> SafetensorsError {
     }
 }
 
-/// Shards in the index's order, each with the tensors that it should hold.
-fn parse_index(json: &[u8]) -> Result<IndexMap<String, Vec<String>>, SafetensorsError> {
+/// Reads `model.safetensors.index.json`: shards in the index's order, each with the tensors that
+/// it should hold. Every shard is the name of a file, without a folder.
+///
+/// # Errors
+/// When it is malformed, or a shard lies elsewhere.
+pub fn parse_index(json: &[u8]) -> Result<IndexMap<String, Vec<String>>, SafetensorsError> {
     #[derive(serde::Deserialize)]
     struct Index {
         weight_map: Unique<String>,

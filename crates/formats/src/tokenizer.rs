@@ -18,6 +18,7 @@ mod vocabulary;
 pub use alphabet::byte_letters;
 use std::path::Path;
 
+use bytes::Bytes;
 use indexmap::IndexMap;
 
 use crate::gguf::{Gguf, Value};
@@ -115,6 +116,18 @@ impl Tokenizer {
     /// When a file is missing or malformed.
     pub fn open(folder: &Path) -> Result<Tokenizer, TokenizerError> {
         folder::open(folder)
+    }
+
+    /// Reads the same files where they lie in no folder: `find` gives a file's bytes by its name.
+    /// `place` stands for the folder in errors.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::open`].
+    pub fn from_files(
+        place: &str,
+        find: &dyn Fn(&str) -> Option<Bytes>,
+    ) -> Result<Tokenizer, TokenizerError> {
+        folder::from_files(place, find)
     }
 
     /// Builds the tokenizer of a GGUF file from its `tokenizer.ggml.*` metadata.

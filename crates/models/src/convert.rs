@@ -11,7 +11,7 @@ use sedge_kernels::{CodecError, DType, RopeStyle, Team, dequantize, quantize};
 
 use crate::config::{self, Config};
 use crate::open::{Folder, OpenError, Opened, is_gguf, open, open_bytes};
-use crate::tensors::{Stored, Tensors};
+use crate::tensors::{Keys, Stored, Tensors};
 
 /// Why a conversion failed. The output file is then as it was before.
 #[derive(Debug, thiserror::Error)]
@@ -251,7 +251,7 @@ fn from_gguf<'a>(file: &Gguf, place: &str) -> Result<Parts<'a>, ConvertError> {
         place: place.into(),
         source,
     })?;
-    let tensors = Tensors::from_gguf(file, config.architecture);
+    let tensors = Tensors::from_gguf(file, config.architecture, &Keys::new());
     let part = |(name, stored): (String, Stored)| Part::new(name, stored, None);
     // A file in several parts becomes one.
     let metadata = file
@@ -293,6 +293,7 @@ fn from_folder<'a>(input: &Path) -> Result<Parts<'a>, ConvertError> {
             dtype: DType::F32,
             shape: vec![divisors.len()],
             pieces: vec![bytes.into()],
+            key: None,
             original: name.clone(),
         };
         tensors.insert(name, stored);

@@ -38,8 +38,8 @@ pub use encoder::{Encoder, EncoderScratch};
 pub use family::JoinError;
 pub use merge::{MergeError, merge};
 pub use open::{
-    Info, Model, OpenError, Opened, Recommended, TensorFact, Workspace, open, open_bytes,
-    open_within,
+    Info, Model, OpenError, Opened, Parts, Piece, Recommended, TensorFact, Workspace, open,
+    open_bytes, open_parts, open_within,
 };
 pub use packed_cache::{Cached, PackedCache};
 pub use shared::{Merged, NoMerge, SharedModel};

@@ -244,6 +244,7 @@ fn biases(layer: &LayerChange, pieces: &[(usize, Of)], rows: usize) -> Option<Ve
 fn stored(name: &str, values: &[f32]) -> Stored {
     let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     Stored {
+        key: None,
         dtype: DType::F32,
         shape: vec![values.len()],
         pieces: vec![bytes.into()],

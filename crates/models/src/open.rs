@@ -1,11 +1,12 @@
 //! Opening a checkpoint: a Hugging Face folder or a GGUF file, into the same types.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use sedge_formats::gguf::{Gguf, GgufError, Value};
-use sedge_formats::safetensors::{Checkpoint, SafetensorsError};
+use sedge_formats::gguf::{self, Gguf, GgufError, Value};
+use sedge_formats::safetensors::{Checkpoint, SafetensorsError, Tensor};
 use sedge_formats::tokenizer::{Tokenizer, TokenizerError};
 use sedge_kernels::{DType, KvPages, KvShape, Packer, Team};
 
@@ -14,7 +15,7 @@ use crate::config::{self, Config, ConfigError, Pooling};
 use crate::decoder::{Decoder, Scratch};
 use crate::encoder::{Encoder, EncoderScratch};
 use crate::family::JoinError;
-use crate::tensors::{TensorError, Tensors, of_a_tower};
+use crate::tensors::{Keys, TensorError, Tensors, of_a_tower};
 
 /// Why a checkpoint could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -253,6 +254,7 @@ pub fn open_within(path: &Path, limit: Option<usize>) -> Result<Opened, OpenErro
     if is_gguf(path)? {
         return open_gguf(
             &Gguf::open(path)?,
+            &Keys::new(),
             limit,
             name_of(path, false),
             &path.display().to_string(),
@@ -273,7 +275,7 @@ pub fn open_within(path: &Path, limit: Option<usize>) -> Result<Opened, OpenErro
 /// # Errors
 /// As [`open`].
 pub fn open_bytes(bytes: Bytes, name: &str) -> Result<Opened, OpenError> {
-    open_gguf(&Gguf::parse(bytes)?, None, name.into(), name)
+    open_gguf(&Gguf::parse(bytes)?, &Keys::new(), None, name.into(), name)
 }
 
 /// Whether a GGUF file is there, not a folder.
@@ -313,6 +315,110 @@ fn name_of(path: &Path, folder: bool) -> String {
     part.map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned())
 }
 
+/// A checkpoint whose tensors lie apart, each with its own bytes, as a store keeps them.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// Its name, for errors and for show.
+    pub name: String,
+    /// The first bytes of its GGUF file with all metadata, and the bytes of the whole file;
+    /// nothing for a Hugging Face folder.
+    pub gguf: Option<(Bytes, u64)>,
+    /// Small files of the folder by path.
+    pub files: BTreeMap<String, Bytes>,
+    /// Tensors in the order of the checkpoint.
+    pub tensors: Vec<Piece>,
+}
+
+/// A tensor of [`Parts`].
+#[derive(Debug, Clone)]
+pub struct Piece {
+    /// Name in the checkpoint.
+    pub name: String,
+    /// Name of its stored type, which may be one that is not computed with.
+    pub type_name: String,
+    /// Slowest dimension first.
+    pub shape: Vec<usize>,
+    /// Its bytes, as many as type and shape take.
+    pub bytes: Bytes,
+    /// Their hash.
+    pub key: blake3::Hash,
+}
+
+/// Opens a checkpoint whose tensors lie apart, for sequences of at most `limit` positions. What
+/// it opens is the model that its file or folder would.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_parts(parts: Parts, limit: Option<usize>) -> Result<Opened, OpenError> {
+    let keys = parts.tensors.iter().map(|t| (t.name.clone(), t.key));
+    let keys: Keys = keys.collect();
+    if let Some((head, size)) = &parts.gguf {
+        let header = gguf::Header::parse(head, *size)?;
+        let mut tensors = Vec::with_capacity(parts.tensors.len());
+        for part in parts.tensors {
+            let Some(dtype) = DType::from_name(&part.type_name) else {
+                return Err(OpenError::Tensor(TensorError::Types {
+                    count: 1,
+                    example: part.name,
+                    dtype: part.type_name,
+                }));
+            };
+            tensors.push((part.name, dtype, part.shape, part.bytes));
+        }
+        let file = Gguf::assemble(header.metadata, tensors)?;
+        return open_gguf(&file, &keys, limit, parts.name.clone(), &parts.name);
+    }
+    let mut checkpoint = Checkpoint::default();
+    for part in parts.tensors {
+        let Some(dtype) = DType::from_name(&part.type_name) else {
+            checkpoint.skipped.push((part.name, part.type_name));
+            continue;
+        };
+        let tensor = Tensor {
+            dtype,
+            shape: part.shape,
+            data: part.bytes,
+        };
+        checkpoint.tensors.insert(part.name, tensor);
+    }
+    let files = &parts.files;
+    let text = |name: &str| {
+        let bytes = files.get(name)?;
+        Some(String::from_utf8_lossy(bytes).into_owned())
+    };
+    let tokenizer = match files.contains_key("tokenizer.json") {
+        true => Some(Tokenizer::from_files(&parts.name, &|name| {
+            files.get(name).cloned()
+        })?),
+        false => None,
+    };
+    let Some(config) = text("config.json") else {
+        return Err(OpenError::NotAModel {
+            path: parts.name.clone(),
+        });
+    };
+    let place = |name: &str| format!("{}/{name}", parts.name);
+    let pooling = text(POOLING);
+    let folder = Folder::new(
+        parts.name.clone(),
+        (&config, place("config.json")),
+        pooling.as_deref().map(|text| (text, place(POOLING))),
+        (&checkpoint, &keys),
+        tokenizer,
+        &text("generation_config.json").unwrap_or_default(),
+    )?;
+    finish(
+        folder.config.within(limit.unwrap_or(usize::MAX)),
+        &folder.tensors,
+        folder.tokenizer,
+        folder.info,
+        folder.recommended,
+    )
+}
+
+/// Where a sentence-transformers folder says how rows become one vector.
+const POOLING: &str = "1_Pooling/config.json";
+
 /// A Hugging Face folder, read but not yet made into a model.
 #[derive(Debug)]
 pub(crate) struct Folder {
@@ -342,26 +448,51 @@ impl Folder {
                 });
             }
         };
-        let mut config =
-            config::from_hf(&text).map_err(|source| OpenError::Config { place, source })?;
-        config.pooling = pooling(path)?;
+        let pooling_path = path.join(POOLING);
+        let pooling = std::fs::read_to_string(&pooling_path).ok();
         let checkpoint = Checkpoint::open(path)?;
-        let tensors = Tensors::from_hf(&checkpoint, config.architecture)?;
         let tokenizer = match path.join("tokenizer.json").is_file() {
             true => Some(Tokenizer::open(path)?),
             false => None,
         };
+        let generation =
+            std::fs::read_to_string(path.join("generation_config.json")).unwrap_or_default();
+        Folder::new(
+            name_of(path, true),
+            (&text, place),
+            pooling
+                .as_deref()
+                .map(|text| (text, pooling_path.display().to_string())),
+            (&checkpoint, &Keys::new()),
+            tokenizer,
+            &generation,
+        )
+    }
+
+    /// From the texts of its files, those of `config.json` and of the pooling with their places.
+    fn new(
+        name: String,
+        (config, place): (&str, String),
+        pooling: Option<(&str, String)>,
+        (checkpoint, keys): (&Checkpoint, &Keys),
+        tokenizer: Option<Tokenizer>,
+        generation: &str,
+    ) -> Result<Folder, OpenError> {
+        let mut config =
+            config::from_hf(config).map_err(|source| OpenError::Config { place, source })?;
+        config.pooling = match pooling {
+            Some((text, place)) => self::pooling(text, place)?,
+            None => Pooling::Mean,
+        };
+        let tensors = Tensors::from_hf(checkpoint, config.architecture, keys)?;
         let facts = checkpoint.tensors.iter().map(|(name, t)| TensorFact {
             name: name.clone(),
             dtype: t.dtype,
             shape: t.shape.clone(),
             bytes: t.data.len() as u64,
         });
-        let name = name_of(path, true);
         let info = info(name.clone(), "safetensors", facts.collect());
-        let generation =
-            std::fs::read_to_string(path.join("generation_config.json")).unwrap_or_default();
-        let recommended = recommended_by_json(&generation);
+        let recommended = recommended_by_json(generation);
         Ok(Folder {
             name,
             config,
@@ -375,6 +506,7 @@ impl Folder {
 
 fn open_gguf(
     file: &Gguf,
+    keys: &Keys,
     limit: Option<usize>,
     name: String,
     place: &str,
@@ -383,7 +515,7 @@ fn open_gguf(
         place: place.into(),
         source,
     })?;
-    let tensors = Tensors::from_gguf(file, config.architecture);
+    let tensors = Tensors::from_gguf(file, config.architecture, keys);
     let tokenizer = match file.get("tokenizer.ggml.model") {
         Some(_) => Some(Tokenizer::from_gguf(file)?),
         None => None,
@@ -445,15 +577,10 @@ fn load(config: Config, tensors: &Tensors) -> Result<Model, OpenError> {
     })
 }
 
-/// What a sentence-transformers folder says of pooling; the mean if it says nothing.
-fn pooling(folder: &Path) -> Result<Pooling, OpenError> {
-    let path = folder.join("1_Pooling").join("config.json");
-    let Ok(text) = std::fs::read_to_string(&path) else {
-        return Ok(Pooling::Mean);
-    };
-    let place = path.display().to_string();
+/// What a sentence-transformers folder says of pooling.
+fn pooling(text: &str, place: String) -> Result<Pooling, OpenError> {
     let json: serde_json::Value =
-        serde_json::from_str(&text).map_err(|error| OpenError::Config {
+        serde_json::from_str(text).map_err(|error| OpenError::Config {
             place: place.clone(),
             source: ConfigError::Json(error.to_string()),
         })?;

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 use indexmap::IndexMap;
@@ -70,9 +70,15 @@ pub(crate) struct Stored {
     pub(crate) dtype: DType,
     pub(crate) shape: Vec<usize>,
     pub(crate) pieces: Vec<Bytes>,
+    /// The hash of the piece's bytes, where it is known without reading them: when they come from
+    /// a store. Of several pieces, the hash of their hashes.
+    pub(crate) key: Option<blake3::Hash>,
     /// Name in the checkpoint, for errors.
     pub(crate) original: String,
 }
+
+/// Content keys by the tensors' names in the checkpoint.
+pub(crate) type Keys = HashMap<String, blake3::Hash>;
 
 /// All tensors of a checkpoint, and which of them have been used.
 #[derive(Debug)]
@@ -83,13 +89,14 @@ pub(crate) struct Tensors {
 }
 
 impl Tensors {
-    pub(crate) fn from_gguf(file: &Gguf, architecture: Architecture) -> Tensors {
+    pub(crate) fn from_gguf(file: &Gguf, architecture: Architecture, keys: &Keys) -> Tensors {
         let one = |(name, info): (&String, &sedge_formats::gguf::TensorInfo)| {
             let pieces = vec![file.data(info)];
             let stored = Stored {
                 dtype: info.dtype,
                 shape: info.shape.clone(),
                 pieces,
+                key: keys.get(name).copied(),
                 original: name.clone(),
             };
             (name.clone(), stored)
@@ -104,6 +111,7 @@ impl Tensors {
     pub(crate) fn from_hf(
         checkpoint: &Checkpoint,
         architecture: Architecture,
+        keys: &Keys,
     ) -> Result<Tensors, TensorError> {
         let mut map: IndexMap<String, Stored> = IndexMap::new();
         let mut experts: IndexMap<String, Vec<Option<Stored>>> = IndexMap::new();
@@ -113,6 +121,7 @@ impl Tensors {
                 dtype: tensor.dtype,
                 shape: tensor.shape.clone(),
                 pieces: vec![tensor.data.clone()],
+                key: keys.get(original).copied(),
                 original: original.clone(),
             };
             match canonical(architecture, original) {
@@ -162,6 +171,11 @@ impl Tensors {
                             });
                         }
                         all.pieces.extend(stored.pieces);
+                        all.key = all.key.zip(stored.key).map(|(all, one)| {
+                            let mut both = blake3::Hasher::new();
+                            both.update(all.as_bytes()).update(one.as_bytes());
+                            both.finalize()
+                        });
                     }
                 }
             }
@@ -341,6 +355,7 @@ impl Stored {
                 .collect();
             self.dtype = DType::F32;
             self.pieces = vec![bytes.into()];
+            self.key = None;
         }
     }
 }

@@ -3,6 +3,7 @@
 mod adapters;
 mod chat;
 mod costs;
+mod pull;
 mod serve;
 
 use std::collections::HashMap;
@@ -41,6 +42,8 @@ enum What {
     Adapters(Box<adapters::AdaptersArgs>),
     /// Load on servers of the OpenAI API, and how they bear it
     Serve(Box<serve::ServeArgs>),
+    /// Pulls from a hub on this machine, beside curl
+    Pull(pull::PullArgs),
 }
 
 const ABOUT_MODEL: &str = "\
@@ -65,7 +68,7 @@ repeat. llama-bench (-o json) and llama-batched-bench (--output-format jsonl) ar
 #[derive(clap::Args)]
 #[command(after_help = ABOUT_MODEL)]
 struct ModelArgs {
-    /// GGUF file, Hugging Face folder, or `seedling`, the built-in model
+    /// GGUF file, Hugging Face folder, stored model, or `seedling`, the built-in model
     #[arg(short, long, value_name = "MODEL", default_value = crate::source::BUILT_IN)]
     model: Source,
 
@@ -140,6 +143,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         What::Costs(args) => costs::run(&args),
         What::Adapters(args) => adapters::run(&args),
         What::Serve(args) => serve::run(&args),
+        What::Pull(args) => pull::run(&args),
     }
 }
 

@@ -22,8 +22,9 @@ fn path(source: &Source, args: &MachineArgs) -> Option<PathBuf> {
         let data = std::fs::metadata(path).ok()?;
         Some((path.canonicalize().ok()?, data.len(), data.modified().ok()?))
     });
+    let content = source.content().ok()?;
     let about = format!(
-        "{:?} {file:?} {} {:?} {} {:?} {}",
+        "{:?} {file:?} {content:?} {} {:?} {} {:?} {}",
         source.path().map(|_| ()),
         machine::threads(args.threads),
         args.kv,

@@ -22,7 +22,11 @@ pub(crate) fn open(
     sources: &[&Source],
     machine: &MachineArgs,
 ) -> Result<DiskTier, Failure> {
-    let identity = identity(sources, machine)
+    let contents: Vec<Option<blake3::Hash>> = sources
+        .iter()
+        .map(|source| source.content())
+        .collect::<Result<_, Failure>>()?;
+    let identity = identity(sources, &contents, machine)
         .map_err(|error| Failure::new(format_args!("{}: {error}", sources[0].name)))?;
     let name: String = identity[..8].iter().map(|b| format!("{b:02x}")).collect();
     let config = DiskConfig {
@@ -42,7 +46,11 @@ pub(crate) fn open(
 
 /// What keys and values depend on besides the tokens: the models to the last byte, in their order,
 /// and how they are computed and stored.
-fn identity(sources: &[&Source], machine: &MachineArgs) -> io::Result<[u8; 32]> {
+fn identity(
+    sources: &[&Source],
+    contents: &[Option<blake3::Hash>],
+    machine: &MachineArgs,
+) -> io::Result<[u8; 32]> {
     let mut hasher = blake3::Hasher::new();
     let about = format!(
         "{} {} {:?} {} {}",
@@ -53,7 +61,10 @@ fn identity(sources: &[&Source], machine: &MachineArgs) -> io::Result<[u8; 32]> 
         sedge_kernels::rounds_fast(),
     );
     hasher.update(about.as_bytes());
-    for source in sources {
+    for (source, content) in sources.iter().zip(contents) {
+        if let Some(content) = content {
+            hasher.update(content.as_bytes());
+        }
         match source.path() {
             None => drop(hasher.update(source.bytes())),
             Some(path) => {

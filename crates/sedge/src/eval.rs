@@ -45,7 +45,7 @@ struct PerplexityArgs {
     #[arg(value_name = "FILE")]
     file: PathBuf,
 
-    /// GGUF file, Hugging Face folder, or `seedling`, the built-in model
+    /// GGUF file, Hugging Face folder, stored model, or `seedling`, the built-in model
     #[arg(short, long, value_name = "MODEL", default_value = crate::source::BUILT_IN)]
     model: Source,
 

@@ -11,10 +11,14 @@ mod costs;
 mod disk;
 mod eval;
 mod failure;
+mod gc;
 mod launch;
+mod list;
 mod load;
 mod machine;
 mod output;
+mod pull;
+mod rm;
 mod run;
 mod sampling;
 mod serve;
@@ -23,9 +27,11 @@ mod show;
 mod sim;
 mod size;
 mod source;
+mod store;
 mod synth;
 mod table;
 mod time;
+mod verify;
 mod workload;
 
 use std::process::ExitCode;
@@ -41,8 +47,10 @@ Examples:
   sedge run -m ./model.gguf                      a chat in the terminal
   sedge serve -m a.gguf -m fast=b/ --port 8000   several models, one process
   sedge show ./model.gguf                        what a file holds
+  sedge pull hf:ORG/NAME && sedge run -m NAME    a model of Hugging Face's hub
 
-MODEL is a GGUF file, a Hugging Face folder, or `seedling`, the built-in model.";
+MODEL is a GGUF file, a Hugging Face folder, the name of a stored model, or `seedling`, the
+built-in model.";
 
 /// Runs language models where the data is.
 #[derive(Parser)]
@@ -56,11 +64,21 @@ pub(crate) struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Serve models over the OpenAI API, with a chat page
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
     /// Answer a prompt, or chat in the terminal
     Run(run::Args),
     /// Say what a model's file or folder holds
     Show(show::Args),
+    /// Bring a model or an adapter into the store
+    Pull(pull::Args),
+    /// List what is stored
+    List(list::Args),
+    /// Take models or adapters out of the store
+    Rm(rm::Args),
+    /// Free what no stored model uses
+    Gc(gc::Args),
+    /// Hash all that is stored again
+    Verify(verify::Args),
     /// Write a model as one GGUF file, quantised if asked
     Convert(convert::Args),
     /// Look at adapters, merge them, and change those of a running server
@@ -91,9 +109,14 @@ fn try_main() -> Result<(), Failure> {
         .init();
     match Cli::try_parse()?.command {
         None => serve::run(serve::Args::default_model()),
-        Some(Command::Serve(args)) => serve::run(args),
+        Some(Command::Serve(args)) => serve::run(*args),
         Some(Command::Run(args)) => run::run(args),
         Some(Command::Show(args)) => show::run(args),
+        Some(Command::Pull(args)) => pull::run(&args),
+        Some(Command::List(args)) => list::run(&args),
+        Some(Command::Rm(args)) => rm::run(&args),
+        Some(Command::Gc(args)) => gc::run(&args),
+        Some(Command::Verify(args)) => verify::run(&args),
         Some(Command::Convert(args)) => convert::run(args),
         Some(Command::Adapter(args)) => adapter::run(args),
         Some(Command::Synth(args)) => synth::run(args),

@@ -33,7 +33,7 @@ pub(crate) struct Args {
     #[arg(value_name = "PROMPT")]
     prompt: Vec<String>,
 
-    /// GGUF file, Hugging Face folder, or `seedling`, the built-in model
+    /// GGUF file, Hugging Face folder, stored model, or `seedling`, the built-in model
     #[arg(short, long, value_name = "MODEL", default_value = crate::source::BUILT_IN)]
     model: Source,
 

@@ -5,19 +5,21 @@ use std::fmt::Write;
 
 use sedge_formats::tokenizer::Tokenizer;
 use sedge_models::{Config, Info, Opened};
+use sedge_store::{Kind, Manifest};
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
 use crate::output;
 use crate::size::{self, Bytes};
 use crate::source::Source;
+use crate::store;
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  sedge show seedling\n  sedge show --tensors ./model.gguf\n  sedge show --json ./model-dir"
+    after_help = "Examples:\n  sedge show seedling\n  sedge show --tensors ./model.gguf\n  sedge show --json ./model-dir\n  sedge show Qwen3-0.6B"
 )]
 pub(crate) struct Args {
-    /// GGUF file, Hugging Face folder, or `seedling`, the built-in model
+    /// GGUF file, Hugging Face folder, stored model, or `seedling`, the built-in model
     #[arg(value_name = "MODEL", default_value = crate::source::BUILT_IN)]
     model: Source,
 
@@ -31,13 +33,85 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
+    let stored = stored(&args.model)?;
+    if let Some(manifest) = stored.as_ref().filter(|m| m.kind == Kind::Adapter) {
+        return Ok(output::print(&adapter(&args, manifest))?);
+    }
     let opened = args.model.open()?;
     let text = if args.json {
-        format!("{:#}\n", as_json(&args.model.name, &opened, args.tensors))
+        let mut object = as_json(&args.model.name, &opened, args.tensors);
+        if let Some(manifest) = &stored {
+            object["source"] = manifest.origin.source.clone().into();
+            object["revision"] = manifest.origin.revision.clone().into();
+        }
+        format!("{object:#}\n")
     } else {
-        as_text(&args.model.name, &opened, args.tensors)
+        let mut text = as_text(&args.model.name, &opened, args.tensors);
+        if let Some(manifest) = &stored {
+            // After the name, which is the first line.
+            let at = text.find('\n').map_or(text.len(), |end| end + 1);
+            text.insert_str(at, &format!("  {:<14} {}\n", "source", origin(manifest)));
+        }
+        text
     };
     Ok(output::print(&text)?)
+}
+
+/// The manifest of a model that is in the store, if it is.
+fn stored(source: &Source) -> Result<Option<Manifest>, Failure> {
+    match source.stored() {
+        // That it is not there is told when it is opened.
+        Some(name) => store::store()?.find(name).map_err(store::failure),
+        None => Ok(None),
+    }
+}
+
+fn origin(manifest: &Manifest) -> String {
+    let origin = &manifest.origin;
+    match &origin.revision {
+        Some(revision) => format!("{} at {revision}", origin.source),
+        None => origin.source.clone(),
+    }
+}
+
+/// What is known of an adapter without its model.
+fn adapter(args: &Args, manifest: &Manifest) -> String {
+    let bytes: u64 = manifest.tensors.iter().map(|t| t.blob.len).sum();
+    let (name, count) = (&args.model.name, manifest.tensors.len());
+    if args.json {
+        let mut object = json!({
+            "name": name,
+            "kind": manifest.kind.name(),
+            "source": manifest.origin.source,
+            "revision": manifest.origin.revision,
+            "bytes": bytes,
+        });
+        if args.tensors {
+            object["tensors"] = manifest
+                .tensors
+                .iter()
+                .map(|t| json!({"name": t.name, "type": t.dtype, "shape": t.shape, "bytes": t.blob.len}))
+                .collect();
+        }
+        return format!("{object:#}\n");
+    }
+    let mut text = format!("{name}\n");
+    for (key, value) in [
+        ("kind", manifest.kind.name().to_owned()),
+        ("source", origin(manifest)),
+        ("tensors", count.to_string()),
+        ("bytes", format!("{} ({bytes})", Bytes(bytes))),
+    ] {
+        let _ = writeln!(text, "  {key:<14} {value}");
+    }
+    if args.tensors {
+        text.push('\n');
+        for t in &manifest.tensors {
+            let shape = format!("{:?}", t.shape);
+            let _ = writeln!(text, "  {:<6} {shape:<18} {}", t.dtype, t.name);
+        }
+    }
+    text
 }
 
 /// Tensors and bytes of one stored type.

@@ -1,4 +1,4 @@
-//! MODEL on the command line: a GGUF file, a Hugging Face folder, or the built-in model.
+//! MODEL on the command line: a GGUF file, a Hugging Face folder, a stored model, or the one built in.
 
 use std::convert::Infallible;
 use std::num::NonZeroUsize;
@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use bytes::Bytes;
-use sedge_models::{Opened, Origin};
+use sedge_models::{Opened, Origin, Parts, Piece};
+use sedge_store::{Container, Kind, StoreError, Stored, check_model_name};
 
 use crate::failure::Failure;
+use crate::store;
 
 /// Name of the model that the binary carries.
 pub(crate) const BUILT_IN: &str = "seedling";
@@ -27,6 +29,8 @@ pub(crate) struct Source {
 enum Place {
     BuiltIn,
     Path(PathBuf),
+    /// Under this name in the store, if anywhere.
+    Stored(String),
 }
 
 impl Source {
@@ -38,10 +42,27 @@ impl Source {
         }
     }
 
+    /// Its name in the store, if it is looked for there.
+    pub(crate) fn stored(&self) -> Option<&str> {
+        match &self.place {
+            Place::Stored(name) => Some(name),
+            _ => None,
+        }
+    }
+
+    /// One hash of all that a stored model is made of.
+    pub(crate) fn content(&self) -> Result<Option<blake3::Hash>, Failure> {
+        let Some(name) = self.stored() else {
+            return Ok(None);
+        };
+        let manifest = store::store()?.manifest(name).map_err(store::failure)?;
+        Ok(Some(manifest.content()))
+    }
+
     /// Its file or folder.
     pub(crate) fn path(&self) -> Option<&Path> {
         match &self.place {
-            Place::BuiltIn => None,
+            Place::BuiltIn | Place::Stored(_) => None,
             Place::Path(path) => Some(path),
         }
     }
@@ -50,7 +71,7 @@ impl Source {
     pub(crate) fn bytes(&self) -> &'static [u8] {
         match self.place {
             Place::BuiltIn => SEEDLING,
-            Place::Path(_) => &[],
+            Place::Path(_) | Place::Stored(_) => &[],
         }
     }
 
@@ -60,6 +81,10 @@ impl Source {
             Place::BuiltIn => Ok(Origin::Memory(Bytes::from_static(SEEDLING), BUILT_IN)),
             Place::Path(path) if path.exists() => Ok(Origin::Path(path)),
             Place::Path(path) => Err(missing(path)),
+            Place::Stored(name) => Err(Failure::new(format_args!(
+                "{name} is a stored model, and another checkpoint is made of a file or a folder"
+            ))
+            .hint("the file or folder that it was pulled from")),
         }
     }
 
@@ -80,6 +105,7 @@ impl Source {
                 sedge_models::open_within(path, limit.map(NonZeroUsize::get))
                     .map_err(|e| Failure::about(path, &e))
             }
+            Place::Stored(name) => open_stored(name, limit.map(NonZeroUsize::get)),
         }
     }
 }
@@ -87,11 +113,70 @@ impl Source {
 fn missing(path: &Path) -> Failure {
     let failure = Failure::new(format_args!("{}: no such file or folder", path.display()));
     failure.hint(format_args!(
-        "a GGUF file, a Hugging Face folder, or `{BUILT_IN}`, the built-in model"
+        "a GGUF file, a Hugging Face folder, a stored model (sedge list, sedge pull), or `{BUILT_IN}`, the built-in model"
     ))
 }
 
-/// `seedling`, a path, or `name=` before either. A path that exists is never read as a name.
+/// Maps a stored model's blobs.
+fn open_stored(name: &str, limit: Option<usize>) -> Result<Opened, Failure> {
+    let stored = match store::store()?.load(name) {
+        // It may have been meant as a path as well.
+        Err(StoreError::NotFound { close, .. }) if close.is_empty() => {
+            return Err(missing(Path::new(name)));
+        }
+        Err(StoreError::NotFound { close, .. }) => {
+            let what = format_args!("{name}: no such file, folder or stored model");
+            return Err(Failure::new(what).hint(format_args!(
+                "{}; or sedge pull hf:ORG/NAME",
+                close.join(", ")
+            )));
+        }
+        stored => stored.map_err(store::failure)?,
+    };
+    if stored.manifest.kind == Kind::Adapter {
+        return Err(Failure::new(format_args!(
+            "{name} is an adapter, not a model that runs by itself"
+        ))
+        .hint("the model that it was made for; sedge list shows what is stored"));
+    }
+    sedge_models::open_parts(parts(stored), limit)
+        .map_err(|error| Failure::new(format_args!("{name}: {error}")))
+}
+
+/// A stored model as the models' crate opens it.
+pub(crate) fn parts(stored: Stored) -> Parts {
+    let Stored {
+        name,
+        manifest,
+        mut files,
+        tensors,
+    } = stored;
+    // Of a model in several files, the first has the metadata.
+    let gguf = match manifest.container {
+        Container::Gguf => manifest.files.first().and_then(|file| {
+            let header = files.remove(&file.path)?;
+            Some((header, file.size))
+        }),
+        Container::Safetensors => None,
+    };
+    let tensors = manifest.tensors.into_iter().zip(tensors);
+    let tensors = tensors.map(|(entry, bytes)| Piece {
+        name: entry.name,
+        type_name: entry.dtype,
+        shape: entry.shape,
+        bytes,
+        key: entry.blob.hash,
+    });
+    Parts {
+        name,
+        gguf,
+        files,
+        tensors: tensors.collect(),
+    }
+}
+
+/// `seedling`, a path, a stored model's name, or `name=` before either. A path that exists is
+/// never read as a name; what could be both and is no path is looked for in the store.
 impl FromStr for Source {
     type Err = Infallible;
 
@@ -107,6 +192,12 @@ impl FromStr for Source {
             let Ok(mut source) = Source::from_str(rest);
             source.name = name.to_owned();
             return Ok(source);
+        }
+        if !whole.exists() && check_model_name(text).is_ok() {
+            return Ok(Source {
+                name: text.to_owned(),
+                place: Place::Stored(text.to_owned()),
+            });
         }
         Ok(Source {
             name: name_of(&whole),
@@ -157,6 +248,10 @@ mod tests {
         assert_eq!(aliased.name, "fast");
         assert_eq!(aliased.place, Place::Path("dir/a.gguf".into()));
         assert_eq!(source("mine=seedling").place, Place::BuiltIn);
+        assert_eq!(source("mine=qwen3-0.6b").stored(), Some("qwen3-0.6b"));
+        assert_eq!(source("qwen3-0.6b").name, "qwen3-0.6b");
+        // The tests run in the crate's folder: what exists is a path.
+        assert_eq!(source("src").stored(), None);
     }
 
     #[test]

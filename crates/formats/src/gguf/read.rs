@@ -4,7 +4,7 @@
 use indexmap::IndexMap;
 use indexmap::map::Entry;
 
-use super::{Array, GgufError, TensorInfo, Value, alignment, tensor_len, types};
+use super::{Array, GgufError, Header, TensorInfo, Value, alignment, tensor_len, types};
 
 /// Arrays in arrays that are followed. Real files nest once; without a limit a small file could
 /// overflow the stack.
@@ -17,11 +17,10 @@ const MIN_TENSOR: usize = 8 + 4 + 8 + 4 + 8;
 /// An element type and a count.
 const MIN_ARRAY: usize = 4 + 8;
 
-type Header = (IndexMap<String, Value>, IndexMap<String, TensorInfo>);
-
-/// Reads the metadata and the tensor directory of a whole file.
-pub(super) fn parse(bytes: &[u8]) -> Result<Header, GgufError> {
-    let mut cursor = Cursor { bytes, at: 0 };
+/// Reads the metadata and the tensor directory of a file of `file` bytes, of which `bytes` are
+/// the first.
+pub(super) fn parse(bytes: &[u8], file: usize) -> Result<Header, GgufError> {
+    let mut cursor = Cursor { bytes, at: 0, file };
     if !bytes.starts_with(b"GGUF") {
         return Err(GgufError::Magic {
             found: bytes[..bytes.len().min(4)].to_vec(),
@@ -70,17 +69,21 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Header, GgufError> {
         let offset = data_start.checked_add(tensor.offset);
         let end = offset.and_then(|offset| offset.checked_add(tensor.len));
         tensor.offset = offset.unwrap_or(u64::MAX);
-        if end.is_none_or(|end| end > bytes.len() as u64) {
+        if end.is_none_or(|end| end > file as u64) {
             return Err(GgufError::OutOfFile {
                 name: name.clone(),
                 offset: tensor.offset,
                 len: tensor.len,
-                file: bytes.len(),
+                file,
             });
         }
     }
     check_overlap(&tensors)?;
-    Ok((metadata, tensors))
+    Ok(Header {
+        metadata,
+        tensors,
+        len: data_start.min(file as u64),
+    })
 }
 
 /// Two tensors on the same bytes are an error: no writer makes such files, and a loader that
@@ -104,13 +107,16 @@ fn check_overlap(tensors: &IndexMap<String, TensorInfo>) -> Result<(), GgufError
 
 /// A place in the file.
 struct Cursor<'a> {
+    /// The file's first bytes.
     bytes: &'a [u8],
     at: usize,
+    /// Bytes of the whole file.
+    file: usize,
 }
 
 impl<'a> Cursor<'a> {
     fn left(&self) -> usize {
-        self.bytes.len() - self.at
+        self.file - self.at
     }
 
     fn take(&mut self, n: u64, what: &'static str) -> Result<&'a [u8], GgufError> {
@@ -123,9 +129,11 @@ impl<'a> Cursor<'a> {
                 left,
             });
         }
-        let start = self.at;
-        self.at += n as usize;
-        Ok(&self.bytes[start..self.at])
+        let end = self.at + n as usize;
+        let taken = self.bytes.get(self.at..end);
+        let taken = taken.ok_or(GgufError::Unfinished { need: end as u64 })?;
+        self.at = end;
+        Ok(taken)
     }
 
     fn scalar<const N: usize, T>(

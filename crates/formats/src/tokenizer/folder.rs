@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
 
+use bytes::Bytes;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
@@ -155,7 +156,13 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, TokenizerError> {
     }
 }
 
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, TokenizerError> {
+/// How a file of the folder is read.
+type Read<'a> = &'a dyn Fn(&Path) -> Result<Option<Vec<u8>>, TokenizerError>;
+
+fn read_json<T: DeserializeOwned>(
+    read: Read<'_>,
+    path: &Path,
+) -> Result<Option<T>, TokenizerError> {
     let Some(bytes) = read(path)? else {
         return Ok(None);
     };
@@ -224,15 +231,35 @@ fn check_merges(bytes: &[u8]) -> Result<(), String> {
 }
 
 pub(super) fn open(folder: &Path) -> Result<Tokenizer, TokenizerError> {
+    build(folder, &read)
+}
+
+pub(super) fn from_files(
+    place: &str,
+    find: &dyn Fn(&str) -> Option<Bytes>,
+) -> Result<Tokenizer, TokenizerError> {
+    build(Path::new(place), &|path| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        match name.and_then(find) {
+            Some(bytes) if bytes.len() as u64 > SIZE_LIMIT => {
+                Err(malformed(path, format!("larger than {SIZE_LIMIT} bytes")))
+            }
+            found => Ok(found.map(|bytes| bytes.to_vec())),
+        }
+    })
+}
+
+fn build(folder: &Path, read: Read<'_>) -> Result<Tokenizer, TokenizerError> {
     let path = folder.join("tokenizer.json");
     let bytes = read(&path)?.ok_or_else(|| TokenizerError::Io {
         path: path.display().to_string(),
         source: std::io::ErrorKind::NotFound.into(),
     })?;
-    let config: Option<Config> = read_json(&folder.join("tokenizer_config.json"))?;
-    let map: Config = read_json(&folder.join("special_tokens_map.json"))?.unwrap_or_default();
-    let generation: Ids = read_json(&folder.join("generation_config.json"))?.unwrap_or_default();
-    let model: Ids = read_json(&folder.join("config.json"))?.unwrap_or_default();
+    let config: Option<Config> = read_json(read, &folder.join("tokenizer_config.json"))?;
+    let map: Config = read_json(read, &folder.join("special_tokens_map.json"))?.unwrap_or_default();
+    let generation: Ids =
+        read_json(read, &folder.join("generation_config.json"))?.unwrap_or_default();
+    let model: Ids = read_json(read, &folder.join("config.json"))?.unwrap_or_default();
 
     let outline: Outline =
         serde_json::from_slice(&bytes).map_err(|error| malformed(&path, error.to_string()))?;
@@ -298,7 +325,7 @@ pub(super) fn open(folder: &Path) -> Result<Tokenizer, TokenizerError> {
     let chat_template = match chat_template {
         Some(template) => Some(template),
         None => {
-            let file: Option<Config> = read_json(&folder.join("chat_template.json"))?;
+            let file: Option<Config> = read_json(read, &folder.join("chat_template.json"))?;
             file.and_then(|file| file.chat_template)
                 .and_then(Templates::default)
         }

@@ -42,7 +42,7 @@ static EVERYDAY: &str = include_str!("../../../../assets/conversations/everyday.
 #[derive(clap::Args)]
 #[command(after_help = ABOUT)]
 pub(crate) struct ChatArgs {
-    /// GGUF file, Hugging Face folder, or `seedling`, the built-in model
+    /// GGUF file, Hugging Face folder, stored model, or `seedling`, the built-in model
     #[arg(short, long, value_name = "MODEL", default_value = crate::source::BUILT_IN)]
     model: Source,
 

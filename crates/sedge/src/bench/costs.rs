@@ -23,7 +23,7 @@ result is kept in the user's cache folder, for `sedge serve --tbt-slo` and `sedg
 #[derive(clap::Args)]
 #[command(after_help = ABOUT)]
 pub(super) struct CostsArgs {
-    /// GGUF file, Hugging Face folder, or `seedling`, the built-in model
+    /// GGUF file, Hugging Face folder, stored model, or `seedling`, the built-in model
     #[arg(short, long, value_name = "MODEL", default_value = crate::source::BUILT_IN)]
     model: Source,
 

@@ -36,7 +36,7 @@ the simulation is off.";
 #[derive(clap::Args)]
 #[command(after_help = ABOUT)]
 pub(super) struct Args {
-    /// Model whose costs were measured: GGUF file, Hugging Face folder, or `seedling`
+    /// Model whose costs were measured: GGUF file, Hugging Face folder, stored model, or `seedling`
     #[arg(short, long, value_name = "MODEL", default_value = crate::source::BUILT_IN)]
     model: Source,
 
