@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -112,6 +113,19 @@ impl Serving {
         BufReader::new(stream)
     }
 
+    fn metrics(&self) -> String {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        write!(
+            stream,
+            "GET /metrics HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
+            self.address
+        )
+        .unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    }
+
     /// Text and tokens' log-probabilities, to the last bit, of a greedy answer.
     fn answer(&self, model: &str, prompt: &str) -> (String, Vec<f64>) {
         let body = json!({
@@ -215,6 +229,57 @@ fn an_adapter_comes_is_merged_and_goes_while_its_model_is_served() {
         "{rest}"
     );
     assert_eq!(done(server.adapter(&["list"])), "no adapters\n");
+}
+
+#[test]
+fn an_adapter_is_of_one_of_the_models_that_share_an_engine() {
+    let folder = tempfile::tempdir().unwrap();
+    let tuned = folder.path().join("tuned.gguf");
+    let tuned = tuned.to_str().unwrap();
+    done(run(&[
+        "synth",
+        "--from",
+        "seedling",
+        "--perturb",
+        "layers=3",
+        "--seed",
+        "1",
+        tuned,
+    ]));
+    let path = synth(folder.path(), "sql", "lora");
+    let root = folder.path().to_str().unwrap();
+    let args = ["-m", "seedling", "-m", tuned, "--adapter-root", root];
+    let server = Serving::start(&args);
+    done(server.adapter(&["add", &format!("tuned:sql={path}")]));
+    let missing = complaint(server.adapter(&["rm", "seedling:sql"]), 1);
+    assert!(missing.contains("seedling:sql"), "{missing}");
+    let of_tuned = server.answer("tuned:sql", PROMPTS[0]);
+    done(server.adapter(&["add", &format!("sql={path}")]));
+    assert_ne!(server.answer("seedling:sql", PROMPTS[0]), of_tuned);
+    server.answer("seedling", PROMPTS[0]);
+
+    // An answer may be here before it is counted.
+    let counted = "sedge_requests_finished_total{model=\"seedling\"} 3\n";
+    let start = Instant::now();
+    let mut text = server.metrics();
+    while !text.contains(counted) {
+        assert!(start.elapsed() < Duration::from_secs(20), "{text}");
+        text = server.metrics();
+    }
+    // The engine's counters once, the models' own each.
+    for line in [
+        "sedge_adapters_registered{model=\"seedling\"} 2",
+        "sedge_request_duration_seconds_count{model=\"seedling\"} 2",
+        "sedge_request_duration_seconds_count{model=\"tuned\"} 1",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    }
+    for name in ["sedge_adapters_registered", "sedge_requests_finished_total"] {
+        assert!(
+            !text.contains(&format!("{name}{{model=\"tuned\"}}")),
+            "{name}"
+        );
+    }
 }
 
 #[test]
