@@ -10,6 +10,7 @@ use bytes::Bytes;
 use indexmap::IndexMap;
 use sedge_formats::gguf::{Array, Gguf, TensorPlan, Value, write};
 use sedge_kernels::DType;
+use sedge_store::{Blob, Container, Kind, Manifest, Origin, SourceFile, TensorEntry};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -59,7 +60,44 @@ fn main() -> Result<(), Box<dyn Error>> {
     ]
     .concat();
     fs::write(safetensors.join("every-type.safetensors"), file)?;
+
+    let manifests = here.join("seeds/manifest");
+    fs::create_dir_all(&manifests)?;
+    fs::write(manifests.join("one.json"), manifest()?.to_bytes()?)?;
     Ok(())
+}
+
+fn manifest() -> Result<Manifest, Box<dyn Error>> {
+    let blob = |digit: &str, len| -> Result<Blob, Box<dyn Error>> {
+        let hash = digit.repeat(64).parse()?;
+        Ok(Blob { hash, len })
+    };
+    let file = |path: &str, size, blob| SourceFile {
+        path: path.to_owned(),
+        size,
+        sha256: "ab".repeat(32),
+        git: Some("cd".repeat(20)),
+        etag: Some("\"x\"".to_owned()),
+        blob,
+    };
+    let origin = Origin {
+        source: "hf:a/b".to_owned(),
+        revision: None,
+    };
+    let files = vec![
+        file("config.json", 2, Some(blob("1", 2)?)),
+        file("model.safetensors", 24, None),
+    ];
+    let tensor = TensorEntry {
+        name: "w".to_owned(),
+        dtype: "f32".to_owned(),
+        shape: vec![1, 2],
+        blob: blob("2", 8)?,
+        file: 1,
+        offset: 16,
+    };
+    let (kind, container) = (Kind::Model, Container::Safetensors);
+    Ok(Manifest::new(kind, container, origin, files, vec![tensor])?)
 }
 
 fn every_kind() -> IndexMap<String, Value> {

@@ -18,7 +18,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, mpsc};
@@ -33,8 +33,15 @@ use crate::manifest::{Blob, SourceFile, TensorEntry};
 use crate::ranges::Ranges;
 use crate::store::{Store, StoreError};
 
-/// Bytes that are hashed at a time.
+/// Bytes after which those who wait are told what was written.
 const BLOCK: usize = 1 << 20;
+
+/// Bytes of a file that are mapped to be hashed.
+const WINDOW: u64 = 4 << 20;
+
+/// Bytes that go through one hash and then the other, so few that the second finds them in the
+/// nearest cache.
+const HASHED: usize = 128 << 10;
 
 /// What a folder is of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -525,39 +532,42 @@ impl Body<'_> {
         ready: &mpsc::Sender<(usize, Blob)>,
     ) -> Result<Option<Vec<Option<Hash>>>, StoreError> {
         let mut hashes = vec![None; self.layout.pieces.len()];
-        let mut block = vec![0; BLOCK];
         for segment in &self.segments {
             let path = self.staging.path_of(segment.place);
             let failed = StoreError::io(&path);
             let mut hasher = blake3::Hasher::new();
-            let mut at = segment.start;
-            let end = segment.start + segment.len;
-            let mut file = None;
+            let (start, end) = (segment.start, segment.start + segment.len);
+            let base = match segment.place {
+                Place::Piece(_) => 0,
+                Place::Between(base) => base,
+            };
             if segment.len == 0 {
                 self.staging.store.disk.open(&path).map_err(&failed)?;
             }
+            let mut at = start;
             while at < end {
-                let Some(reach) = self.wait(at) else {
-                    return Ok(None);
-                };
-                let file = match &mut file {
-                    Some(file) => file,
-                    none => {
-                        let mut opened = File::open(&path).map_err(&failed)?;
-                        if let Place::Between(base) = segment.place {
-                            opened.seek(SeekFrom::Start(base)).map_err(&failed)?;
-                        }
-                        none.insert(opened)
-                    }
-                };
-                let len = (reach.min(end) - at).min(BLOCK as u64) as usize;
-                let block = &mut block[..len];
-                file.read_exact(block).map_err(&failed)?;
-                digester.update(block);
-                if let Place::Piece(_) = segment.place {
-                    hasher.update(block);
+                let to = end.min(at + WINDOW);
+                let mut reach = at;
+                while reach < to {
+                    let Some(further) = self.wait(reach) else {
+                        return Ok(None);
+                    };
+                    reach = further;
                 }
-                at += len as u64;
+                // Mapped, so that what was just written is not copied once more. Runs are
+                // recorded after they are written, so the file is as long as this by now.
+                let bytes = sedge_formats::map(&path).map_err(&failed)?;
+                let span = (base + at - start) as usize..(base + to - start) as usize;
+                let bytes = bytes
+                    .get(span)
+                    .ok_or_else(|| failed(std::io::ErrorKind::UnexpectedEof.into()))?;
+                for block in bytes.chunks(HASHED) {
+                    digester.update(block);
+                    if let Place::Piece(_) = segment.place {
+                        hasher.update(block);
+                    }
+                }
+                at = to;
             }
             if let Place::Piece(index) = segment.place {
                 let blob = Blob {

@@ -22,8 +22,9 @@ Examples:
 
 A server of this process sends a safetensors file of noise. In turn, round by round: `sedge pull`
 into a new store, which checks SHA-256, hashes every tensor and makes all durable; curl into a
-file, which does none of that; and curl, then sync and sha256sum on the file, which does the same
-but for the tensors. Ratios are sedge's rate over the other's, round by round.";
+file, which does none of that; and curl, then sync and SHA-256 of the file (by openssl, else
+sha256sum), which does the same but for the tensors. Ratios are sedge's rate over the other's,
+round by round.";
 
 #[derive(clap::Args)]
 #[command(after_help = ABOUT)]
@@ -61,7 +62,11 @@ struct Run {
     peak: Option<u64>,
 }
 
-const CONTESTANTS: [&str; 3] = ["sedge pull", "curl", "curl, sync, sha256sum"];
+const CONTESTANTS: [&str; 3] = ["sedge pull", "curl", "curl, sync, SHA-256"];
+
+/// OpenSSL's SHA-256 uses the processor's instructions for it; that of coreutils does not always.
+const CHECKED: &str = r#"curl -sSf -o "$0" "$1" && sync "$0" &&
+    { openssl dgst -sha256 "$0" 2>/dev/null || sha256sum "$0"; }"#;
 
 pub(super) fn run(args: &PullArgs) -> Result<(), Failure> {
     let base = args.folder.clone().unwrap_or_else(std::env::temp_dir);
@@ -165,12 +170,7 @@ fn measure(args: &PullArgs, folder: &Path) -> Result<([Vec<Run>; 3], u64), Failu
                 }
                 _ => {
                     let mut command = Command::new("sh");
-                    command
-                        .args([
-                            "-c",
-                            r#"curl -sSf -o "$0" "$1" && sync "$0" && sha256sum "$0""#,
-                        ])
-                        .args([&shown, &hub.url()]);
+                    command.args(["-c", CHECKED]).args([&shown, &hub.url()]);
                     command
                 }
             };
