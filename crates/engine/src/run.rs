@@ -249,11 +249,6 @@ impl Engine {
         self.0.shared.live.requests()
     }
 
-    /// Whether both are handles of one engine.
-    pub fn is(&self, other: &Engine) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
-
     /// Takes no more requests; waits until those taken have ended or `timeout` has passed, then
     /// ends the rest with an error. True when all ended by themselves. Blocks its thread.
     pub fn drain(&self, timeout: Duration) -> bool {

@@ -5,13 +5,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use indexmap::IndexMap;
 use sedge_api::{OpenAdapter, is_adapter_name};
-use sedge_engine::NewAdapter;
+use sedge_engine::{LoadAdapter, NewAdapter};
+use sedge_formats::safetensors::Tensor;
 use sedge_kernels::Team;
 use sedge_models::{Adapter, SharedModel};
+use sedge_store::{Kind, StoreError, check_model_name};
 
 use crate::failure::Failure;
 use crate::machine::{self, MachineArgs};
+use crate::store;
 
 /// What reads and merges a model's adapters.
 #[derive(Debug, Clone)]
@@ -30,24 +34,68 @@ impl Adapters {
         }
     }
 
+    /// The adapter in a folder or, where there is none, of this name in the store.
+    pub(crate) fn of_place(&self, name: &str, place: &Path) -> Result<NewAdapter, Failure> {
+        let stored = place.to_str().filter(|_| !place.exists());
+        if let Some(stored) = stored.filter(|stored| check_model_name(stored).is_ok()) {
+            return self.of_stored(name, stored);
+        }
+        self.of_folder(name, place).map_err(|e| {
+            Failure::about(place, &e)
+                .hint("a folder with adapter_config.json and adapter_model.safetensors")
+        })
+    }
+
+    /// A stored adapter.
+    fn of_stored(&self, name: &str, stored: &str) -> Result<NewAdapter, Failure> {
+        let manifest = match store::store()?.manifest(stored) {
+            Err(StoreError::NotFound { close, .. }) => {
+                let what = format_args!("{stored}: no such folder or stored adapter");
+                return Err(Failure::new(what).hint(match close.is_empty() {
+                    true => "sedge pull hf:ORG/NAME, of an adapter".to_owned(),
+                    false => close.join(", or "),
+                }));
+            }
+            found => found.map_err(store::failure)?,
+        };
+        if manifest.kind != Kind::Adapter {
+            let what = format_args!("{stored} is a model, not an adapter");
+            return Err(Failure::new(what).hint(format_args!("sedge serve -m {stored}")));
+        }
+        let (model, member, stored) = (self.model.clone(), self.member, stored.to_owned());
+        let identity = *manifest.content().as_bytes();
+        let load = move || {
+            let (config, tensors) = parts(&stored)?;
+            let model = model.get();
+            let adapter = Adapter::from_parts_for(&config, tensors, &model, member);
+            adapter.map_err(|e| e.to_string())
+        };
+        Ok(self.new_adapter(name, identity, Arc::new(load)))
+    }
+
     /// An adapter in a folder, for an engine to register under a name.
     pub(crate) fn of_folder(&self, name: &str, folder: &Path) -> io::Result<NewAdapter> {
+        let (model, member, folder) = (self.model.clone(), self.member, folder.to_owned());
+        let identity = identity(&folder)?;
+        let load =
+            move || Adapter::open_for(&folder, &model.get(), member).map_err(|e| e.to_string());
+        Ok(self.new_adapter(name, identity, Arc::new(load)))
+    }
+
+    fn new_adapter(&self, name: &str, identity: [u8; 32], load: LoadAdapter) -> NewAdapter {
         let (model, member, threads) = (self.model.clone(), self.member, self.threads);
-        let (for_loads, folder) = (model.clone(), folder.to_owned());
-        Ok(NewAdapter {
+        NewAdapter {
             name: name.into(),
-            identity: identity(&folder)?,
+            identity,
             member,
-            load: Arc::new(move || {
-                Adapter::open_for(&folder, &for_loads.get(), member).map_err(|e| e.to_string())
-            }),
+            load,
             merge: Arc::new(move |adapter| {
                 let team = Team::new(threads);
                 model
                     .merge(member, adapter, &team)
                     .map_err(|e| e.to_string())
             }),
-        })
+        }
     }
 
     /// The same for the server, which opens adapters when it is asked to.
@@ -57,6 +105,23 @@ impl Adapters {
             adapters.of_folder(name, folder).map_err(|e| e.to_string())
         }))
     }
+}
+
+/// A stored adapter's configuration and tensors.
+fn parts(name: &str) -> Result<(String, IndexMap<String, Tensor>), String> {
+    let store = store::store().map_err(|_| "there is no store any more".to_owned())?;
+    let stored = store.load(name).map_err(|e| e.to_string())?;
+    let config = stored.files.get("adapter_config.json");
+    let config = config.ok_or_else(|| format!("{name}: adapter_config.json is missing"))?;
+    let config = String::from_utf8_lossy(config).into_owned();
+    let mut tensors = IndexMap::new();
+    for (entry, data) in stored.manifest.tensors.into_iter().zip(stored.tensors) {
+        let dtype = entry.dtype();
+        let dtype = dtype.ok_or_else(|| format!("{}: of type {}", entry.name, entry.dtype))?;
+        let shape = entry.shape;
+        tensors.insert(entry.name, Tensor { dtype, shape, data });
+    }
+    Ok((config, tensors))
 }
 
 /// The hash of what an adapter is read from.

@@ -40,8 +40,8 @@ pub(crate) struct Args {
     #[arg(short, long = "model", value_name = "MODEL", default_value = source::BUILT_IN)]
     models: Vec<Source>,
 
-    /// Adapter to serve as MODEL:NAME: a folder in peft's layout, of the first model if none is
-    /// named (repeatable)
+    /// Adapter to serve as MODEL:NAME: a folder in peft's layout, or a stored adapter's name, of
+    /// the first model if none is named (repeatable)
     #[arg(long = "adapter", value_name = "[MODEL:]NAME=FOLDER")]
     adapters: Vec<AdapterArg>,
 
@@ -191,11 +191,7 @@ fn add_adapters(args: &Args, running: &[Running]) -> Result<(), Failure> {
             })?,
         };
         let name = format!("{}:{}", model.name, wanted.name);
-        let new = model.adapters.of_folder(&name, &wanted.folder);
-        let new = new.map_err(|e| {
-            Failure::about(&wanted.folder, &e)
-                .hint("a folder with adapter_config.json and adapter_model.safetensors")
-        })?;
+        let new = model.adapters.of_place(&name, &wanted.folder)?;
         model
             .engine
             .add_adapter(new)
@@ -328,7 +324,7 @@ fn greeting(running: &[Running], address: SocketAddr, keyed: bool) -> String {
     let groups = running.iter().filter(|r| r.member == 0 && r.weights.1 > 1);
     for group in groups {
         let (bytes, models) = group.weights;
-        let apart = running.iter().filter(|r| r.engine.is(&group.engine));
+        let apart = running.iter().filter(|r| r.engine.is_same(&group.engine));
         let apart: u64 = apart.map(|r| r.info.bytes).sum();
         text.push_str(&format!(
             "shared     {models} models hold {} of weights in memory; their files hold {}\n",

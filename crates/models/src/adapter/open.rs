@@ -79,11 +79,25 @@ impl Adapter {
     /// # Errors
     /// As [`Adapter::open`].
     pub fn open_for(folder: &Path, model: &Model, member: usize) -> Result<Adapter, AdapterError> {
+        let Stored { config, tensors } = Stored::open(folder)?;
+        Adapter::from_parts_for(&config, tensors, model, member)
+    }
+
+    /// Makes an adapter for a fine-tune that has joined a model of the text of its
+    /// `adapter_config.json` and its tensors by name.
+    ///
+    /// # Errors
+    /// As [`Adapter::open`].
+    pub fn from_parts_for(
+        config: &str,
+        tensors: IndexMap<String, Tensor>,
+        model: &Model,
+        member: usize,
+    ) -> Result<Adapter, AdapterError> {
         let Model::Decoder(decoder) = model else {
             return Err(AdapterError::Encoder);
         };
-        let Stored { config, tensors } = Stored::open(folder)?;
-        Adapter::read(&config, tensors, (decoder, member))
+        Adapter::read(config, tensors, (decoder, member))
     }
 
     /// Makes an adapter of the text of its `adapter_config.json` and its tensors by name.
