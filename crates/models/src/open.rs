@@ -640,3 +640,95 @@ fn finish(
         recommended,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
+
+    /// A folder, taken apart as a store does.
+    fn parts(folder: &Path) -> Parts {
+        let read = |name: &str| std::fs::read(folder.join(name)).ok();
+        let names = [
+            "config.json",
+            "tokenizer.json",
+            "generation_config.json",
+            POOLING,
+        ];
+        let files = names
+            .into_iter()
+            .filter_map(|name| Some((name.to_owned(), read(name)?.into())));
+        let tensors = Checkpoint::open(folder).unwrap().tensors;
+        let tensors = tensors.into_iter().map(|(name, tensor)| Piece {
+            name,
+            type_name: tensor.dtype.name().to_owned(),
+            shape: tensor.shape,
+            key: blake3::hash(&tensor.data),
+            bytes: tensor.data,
+        });
+        Parts {
+            name: name_of(folder, true),
+            gguf: None,
+            files: files.collect(),
+            tensors: tensors.collect(),
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_in_parts_is_the_one_of_its_folder() {
+        let mut compared = 0;
+        for folder in std::fs::read_dir(GOLDEN).unwrap() {
+            let folder = folder.unwrap().path();
+            if !folder.join("model.safetensors").is_file() {
+                continue;
+            }
+            let whole = open(&folder).unwrap();
+            let apart = open_parts(parts(&folder), None).unwrap();
+            assert_eq!(whole.model.config(), apart.model.config());
+            assert_eq!(whole.info.tensors, apart.info.tensors);
+            assert_eq!(whole.tokenizer.is_some(), apart.tokenizer.is_some());
+            compared += 1;
+        }
+        assert!(compared > 5);
+    }
+
+    #[test]
+    fn keys_follow_the_bytes() {
+        let tensors = |name: &str| {
+            let folder = Path::new(GOLDEN).join(name);
+            let parts = parts(&folder);
+            let keys: Keys = parts
+                .tensors
+                .iter()
+                .map(|t| (t.name.clone(), t.key))
+                .collect();
+            let text = String::from_utf8(parts.files["config.json"].to_vec()).unwrap();
+            let config = config::from_hf(&text).unwrap();
+            let checkpoint = Checkpoint::open(&folder).unwrap();
+            Tensors::from_hf(&checkpoint, config.architecture, &keys).unwrap()
+        };
+        for stored in tensors("llama").map.values() {
+            assert_eq!(stored.key, Some(blake3::hash(&stored.pieces[0])));
+        }
+        // Experts are several pieces under one key, each layer's its own.
+        let mixtral = tensors("mixtral");
+        let experts: Vec<_> = mixtral
+            .map
+            .values()
+            .filter(|s| s.pieces.len() > 1)
+            .collect();
+        assert!(experts.len() > 1);
+        for (i, a) in experts.iter().enumerate() {
+            assert!(a.key.is_some());
+            assert!(experts[..i].iter().all(|b| b.key != a.key));
+        }
+        // Norms that are changed on the way are not the bytes that were hashed.
+        let gemma = tensors("gemma2");
+        let norms = gemma
+            .map
+            .iter()
+            .filter(|(name, _)| name.ends_with("norm.weight"));
+        assert!(norms.into_iter().all(|(_, stored)| stored.key.is_none()));
+    }
+}

@@ -74,6 +74,8 @@ pub(crate) fn pull_failure(error: PullError, reference: &str) -> Failure {
             404 => failure.hint("the spelling of repository, revision and file"),
             _ => failure.hint(AGAIN),
         },
+        PullError::Http { source, .. } if source.to_string().contains("certificate") => failure
+            .hint("SSL_CERT_FILE=FILE with the certificate that signs for this host, or HF_ENDPOINT"),
         PullError::Http { .. } => failure.hint(AGAIN),
         PullError::Hash { .. } | PullError::Changed { .. } => failure.hint("the same command again"),
         PullError::Several { choices, .. } => with_choices(error_text(&failure), &choices, reference),

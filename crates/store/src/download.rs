@@ -379,7 +379,7 @@ impl Download<'_, '_, '_> {
         let place = lock(&self.place).clone();
         let etag = lock(&self.etag).clone();
         let whole = *at == 0 && end == self.size;
-        let range = (!whole && !self.alone).then(|| *at..end);
+        let range = (!whole && !self.alone).then_some(*at..end);
         let answer = self.pull.client.get(
             place.as_deref().unwrap_or(&self.url),
             range,

@@ -70,10 +70,14 @@ impl HttpError {
     pub(crate) fn passes(&self) -> bool {
         match self {
             HttpError::Status { status, .. } => matches!(status, 408 | 425 | 429 | 500..=599),
-            HttpError::Failed { source, .. } => !matches!(
-                **source,
-                ureq::Error::BadUri(_) | ureq::Error::Tls(_) | ureq::Error::InvalidProxyUrl
-            ),
+            HttpError::Failed { source, .. } => match &**source {
+                ureq::Error::BadUri(_) | ureq::Error::Tls(_) | ureq::Error::InvalidProxyUrl => {
+                    false
+                }
+                // A certificate that is not trusted comes so, and will not be in a second.
+                ureq::Error::Io(error) => error.kind() != std::io::ErrorKind::InvalidData,
+                _ => true,
+            },
             HttpError::Truncated { .. } => true,
             HttpError::Malformed { .. } => false,
         }

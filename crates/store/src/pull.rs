@@ -317,6 +317,10 @@ pub(crate) struct Pull<'s, 'e> {
 /// A file in the store, and what is left in `partial` if it came now.
 type Brought<'s> = (Option<Leftover<'s>>, Finished);
 
+/// Brings a file by its path, given all files that the store knows.
+type Bring<'f, 's> =
+    dyn Fn(&str, Cut, &HashMap<String, Finished>) -> Result<Brought<'s>, PullError> + 'f;
+
 impl<'s> Pull<'s, '_> {
     /// Counts bytes that are there.
     pub(crate) fn arrived(&self, bytes: u64, fetched: bool) {
@@ -542,7 +546,7 @@ impl<'s> Pull<'s, '_> {
         origin: Origin,
         default: &str,
         offered: &[Offered],
-        bring: &dyn Fn(&str, Cut, &HashMap<String, Finished>) -> Result<Brought<'s>, PullError>,
+        bring: &Bring<'_, 's>,
     ) -> Result<Pulled, PullError> {
         let name = self.options.name.as_deref().unwrap_or(default);
         check_model_name(name)?;
