@@ -19,15 +19,21 @@ pub(crate) struct ChangeWork {
     converted: Activations,
 }
 
-/// Scales the inputs of the rows whose change says so.
-pub(crate) fn scale_inputs(x: &mut [f32], cols: usize, changes: &Changes<'_>) {
+/// Scales a row's inputs if its change says so.
+pub(crate) fn scale_inputs(x: &mut [f32], row: usize, changes: &Changes<'_>) {
     for (change, rows) in changes {
-        let Some(inputs) = &change.inputs else {
-            continue;
-        };
-        for &row in *rows {
-            multiply(&mut x[row as usize * cols..][..cols], inputs);
+        if let Some(inputs) = &change.inputs
+            && rows.binary_search(&(row as u32)).is_ok()
+        {
+            multiply(x, inputs);
         }
+    }
+}
+
+impl Change {
+    /// Whether all that it does to outputs is to add to them.
+    pub(crate) fn only_adds(&self) -> bool {
+        self.outputs.is_none() && self.bias.is_none()
     }
 }
 
@@ -54,16 +60,24 @@ pub(crate) fn change<const N: usize>(
         }
         product.without_bias();
     }
-    let most = products.iter().flat_map(|p| &p.changes);
-    let most = most
-        .map(|(change, _)| change.terms.len())
-        .max()
-        .unwrap_or(0);
+    let mut parts = products
+        .each_mut()
+        .map(|product| (&product.changes, &mut *product.out));
+    add_terms(team, x, &mut parts);
+    for product in &mut products {
+        product.scale_outputs();
+    }
+}
+
+/// Adds the terms of changes of `x` to outputs.
+pub(crate) fn add_terms(team: &Team, x: &[f32], parts: &mut [(&Changes<'_>, &mut [f32])]) {
+    let all = parts.iter().flat_map(|(changes, _)| changes.iter());
+    let most = all.map(|(change, _)| change.terms.len()).max().unwrap_or(0);
     // A row takes one term at a time, so that its sum has one order.
     for nth in 0..most {
         let (mut terms, mut outs) = (Vec::new(), Vec::new());
-        for (out, product) in products.iter_mut().enumerate() {
-            for &(change, rows) in &product.changes {
+        for (out, (changes, to)) in parts.iter_mut().enumerate() {
+            for &(change, rows) in changes.iter() {
                 match change.terms.get(nth) {
                     Some(Term::LowRank(term)) => terms.push(LowRankTerm {
                         x,
@@ -74,18 +88,15 @@ pub(crate) fn change<const N: usize>(
                         after: term.after.as_deref(),
                         out,
                     }),
-                    Some(Term::Kronecker(term)) => add_kronecker(team, x, rows, term, product.out),
+                    Some(Term::Kronecker(term)) => add_kronecker(team, x, rows, term, to),
                     None => {}
                 }
             }
-            outs.push(&mut *product.out);
+            outs.push(&mut **to);
         }
         if !terms.is_empty() {
             add_low_rank(team, &terms, &mut outs);
         }
-    }
-    for product in &mut products {
-        product.scale_outputs();
     }
 }
 

@@ -11,7 +11,9 @@ use crate::batch::{Batch, Outputs};
 use crate::changed::{ChangeWork, Changed, Changes, change, scale_inputs};
 use crate::config::{Config, QkNorm};
 use crate::family::{Family, JoinError, Stage};
-use crate::input::{FeedForwardOut, FeedForwardWork, Input, Read, Rows, adapted, feed_forward};
+use crate::input::{
+    ChangedOut, FeedForwardOut, FeedForwardWork, Input, Read, Rows, adapted, feed_forward,
+};
 use crate::latent::{latent_queries, out_of_latent, rotate_latent};
 use crate::moe;
 use crate::rope::Angles;
@@ -471,35 +473,28 @@ impl Decoder {
         }
         let (linear, cols) = (&w.output, w.output.weight.cols());
         let changes = part.changes(index, Product::Output);
-        let changed = !changes.is_empty();
         let x = &mut values.attended[..rows * cols];
-        scale_inputs(x, cols, &changes);
+        for (row, x) in x
+            .chunks_exact_mut(cols)
+            .enumerate()
+            .filter(|_| !changes.is_empty())
+        {
+            scale_inputs(x, row, &changes);
+        }
         let input = Input::of(team, x, integers, &[linear], &mut s.converted);
         let state = &mut values.state[..rows * c.hidden];
-        if !changed && w.post_attention_norm.is_none() {
-            return input.add_product(team, Read { linear, out: state }, &mut s.result);
+        if w.post_attention_norm.is_none() {
+            if changes.is_empty() {
+                return input.add_product(team, Read { linear, out: state }, &mut s.result);
+            }
+            let out = ChangedOut::Add(state, &mut s.result);
+            return input.changed(team, linear, changes, out, &mut s.change);
         }
         let out = sized(&mut s.result, rows * c.hidden);
-        input.products(team, [Read { linear, out }]);
-        if changed {
-            let out = &mut s.result[..rows * c.hidden];
-            let x = (input.plain(), integers);
-            let products = [Changed {
-                linear,
-                changes,
-                out,
-            }];
-            change(team, x, true, products, &mut s.change);
-        }
+        input.changed(team, linear, changes, ChangedOut::Set(out), &mut s.change);
         let norm = (NormPart::PostAttention, &w.post_attention_norm);
-        self.add(
-            team,
-            index,
-            part,
-            norm,
-            &mut s.result[..rows * c.hidden],
-            state,
-        );
+        let result = &mut s.result[..rows * c.hidden];
+        self.add(team, index, part, norm, result, state);
     }
 
     /// Adds `x`, or its norm if there is one, to `state`.
@@ -567,19 +562,24 @@ impl Decoder {
                 let readers = [&dense.gate, &dense.up];
                 let (plain, converted) = (&mut s.normed, &mut s.converted);
                 let x = Input::made(team, rows, &norm, &readers, plain, converted, changed);
+                let state = &mut values.state[..len];
+                let post = w.post_ffn_norm.is_some();
                 if changed {
-                    let out = sized(&mut s.result, len);
+                    let out = match post {
+                        true => ChangedOut::Set(sized(&mut s.result, len)),
+                        false => ChangedOut::Add(state, &mut s.result),
+                    };
                     let work = (&mut s.ffn, &mut s.change);
                     adapted(team, c.activation, dense, x, changes, work, out);
                 } else {
-                    let out = match w.post_ffn_norm {
-                        Some(_) => FeedForwardOut::Set(sized(&mut s.result, len)),
-                        None => FeedForwardOut::Add(&mut values.state[..len]),
+                    let out = match post {
+                        true => FeedForwardOut::Set(sized(&mut s.result, len)),
+                        false => FeedForwardOut::Add(state),
                     };
                     feed_forward(team, c.activation, dense, x, &mut s.ffn, out);
-                    if w.post_ffn_norm.is_none() {
-                        return;
-                    }
+                }
+                if !post {
+                    return;
                 }
             }
             (FeedForward::Experts(experts), Some(rules)) => {

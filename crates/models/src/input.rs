@@ -6,7 +6,7 @@ use sedge_kernels::{
     products, silu_mul,
 };
 
-use crate::changed::{ChangeWork, Changed, Changes, change, scale_inputs};
+use crate::changed::{ChangeWork, Changed, Changes, add_terms, change, scale_inputs};
 use crate::config::Activation;
 use crate::decoder::sized;
 use crate::weights::{Gated, Linear};
@@ -88,8 +88,19 @@ impl<'a> Input<'a> {
     ) -> Input<'a> {
         let cols = readers[0].weight.cols();
         let packed = readers.iter().all(|r| r.weight.is_packed());
-        if let (true, Some(forms)) = (packed && !keep, forms(readers)) {
-            converted.fill_with(team, (rows.all, cols), rows.integers, forms, make);
+        if let (true, Some(forms)) = (packed, forms(readers)) {
+            let shape = (rows.all, cols);
+            if keep {
+                let plain = sized(plain, rows.all * cols);
+                converted.fill_kept(team, shape, rows.integers, forms, make, plain);
+                return Input {
+                    rows: rows.all,
+                    plain,
+                    converted,
+                    integers: rows.integers,
+                };
+            }
+            converted.fill_with(team, shape, rows.integers, forms, make);
             return Input {
                 rows: rows.all,
                 plain: &[],
@@ -231,11 +242,12 @@ pub(crate) fn adapted(
     x: Input<'_>,
     [of_gate, of_up, of_down]: [Changes<'_>; 3],
     (work, change_work): (&mut FeedForwardWork, &mut ChangeWork),
-    out: &mut [f32],
+    out: ChangedOut<'_>,
 ) {
     let FeedForwardWork {
         gate,
         up,
+        inner,
         converted,
         ..
     } = work;
@@ -250,26 +262,76 @@ pub(crate) fn adapted(
         out,
     });
     change(team, (x.plain, x.integers), false, products, change_work);
-    let (activate, up) = (activation.gate(), &*up);
-    team.for_rows(gate, width, &|row, gate| {
-        activate(gate, &up[row * width..][..width])
-    });
-    scale_inputs(gate, width, &of_down);
-    let linear = &w.down;
-    let inner = Input::of(team, gate, x.integers, &[linear], converted);
-    inner.products(
-        team,
-        [Read {
-            linear,
-            out: &mut *out,
-        }],
+    let (activate, gate, up) = (activation.gate(), &*gate, &*up);
+    let make = |row: usize, out: &mut [f32]| {
+        let here = row * width..(row + 1) * width;
+        out.copy_from_slice(&gate[here.clone()]);
+        activate(out, &up[here]);
+        scale_inputs(out, row, &of_down);
+    };
+    let (linear, rows) = (
+        &w.down,
+        Rows {
+            all: x.rows,
+            integers: x.integers,
+        },
     );
-    let products = [Changed {
-        linear,
-        changes: of_down,
-        out,
-    }];
-    change(team, (inner.plain, x.integers), true, products, change_work);
+    let inner = Input::made(team, rows, &make, &[linear], inner, converted, true);
+    inner.changed(team, linear, of_down, out, change_work);
+}
+
+/// Where the result of a product that adapters change goes.
+pub(crate) enum ChangedOut<'a> {
+    /// In place of what is there.
+    Set(&'a mut [f32]),
+    /// Added to what is in the first one; the second is working memory.
+    Add(&'a mut [f32], &'a mut Vec<f32>),
+}
+
+impl Input<'_> {
+    /// A product of rows whose inputs are scaled already, with its changes. What only adds to a
+    /// product is added to where it goes, so that a row's sum has one order whatever its
+    /// neighbours' adapters are.
+    pub(crate) fn changed(
+        &self,
+        team: &Team,
+        linear: &Linear,
+        changes: Changes<'_>,
+        out: ChangedOut<'_>,
+        work: &mut ChangeWork,
+    ) {
+        let x = (self.plain, self.integers);
+        let (out, sums) = match out {
+            ChangedOut::Set(out) => {
+                self.products(
+                    team,
+                    [Read {
+                        linear,
+                        out: &mut *out,
+                    }],
+                );
+                let products = [Changed {
+                    linear,
+                    changes,
+                    out,
+                }];
+                return change(team, x, true, products, work);
+            }
+            ChangedOut::Add(out, sums) => (out, sums),
+        };
+        let (adding, scaling): (Changes<'_>, Changes<'_>) = changes
+            .into_iter()
+            .partition(|(change, _)| change.only_adds());
+        if scaling.is_empty() {
+            let out = &mut *out;
+            self.add_product(team, Read { linear, out }, sums);
+        } else {
+            let sums = sized(sums, out.len());
+            self.changed(team, linear, scaling, ChangedOut::Set(sums), work);
+            add_assign(out, sums);
+        }
+        add_terms(team, self.plain, &mut [(&adding, out)]);
+    }
 }
 
 /// Where a feed-forward block's result goes.
@@ -285,6 +347,7 @@ pub(crate) enum FeedForwardOut<'a> {
 pub(crate) struct FeedForwardWork {
     gate: Vec<f32>,
     up: Vec<f32>,
+    inner: Vec<f32>,
     sums: Vec<f32>,
     converted: Activations,
 }

@@ -31,10 +31,13 @@ fn fine_tunes_answer_together_as_each_does_alone() {
     let alone = names.map(|name| apart.answer(name, PROMPTS[0]));
     assert!(alone[0] != alone[1] && alone[0] != alone[2] && alone[1] != alone[2]);
     // In one batch, to the last bit of every log-probability.
+    let together = &together;
     std::thread::scope(|scope| {
         for (name, alone) in names.iter().zip(&alone) {
             for _ in 0..3 {
-                scope.spawn(|| assert_eq!(together.answer(name, PROMPTS[0]), *alone, "{name}"));
+                scope.spawn(move || {
+                    assert_eq!(together.answer(name, PROMPTS[0]), *alone, "{name}");
+                });
             }
         }
     });

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::team::Team;
+use crate::team::{Disjoint, Team};
 
 use super::quantized::Quantized;
 use super::rounded::{Rounded, TILE};
@@ -92,6 +92,29 @@ impl Activations {
         let rest = rows - exact;
         self.rounded
             .fill_with(team, rest, cols, &|row, out| make(exact + row, out));
+    }
+
+    /// The same, and keeps the rows as they are in `kept`, `[rows, cols]`.
+    ///
+    /// # Panics
+    /// When there are fewer rows than `exact`, or `kept` is of another size.
+    pub fn fill_kept(
+        &mut self,
+        team: &Team,
+        (rows, cols): (usize, usize),
+        exact: usize,
+        forms: Forms,
+        make: &(dyn Fn(usize, &mut [f32]) + Sync),
+        kept: &mut [f32],
+    ) {
+        assert_eq!(kept.len(), rows * cols, "the size of what is kept");
+        let kept = Disjoint::new(kept);
+        self.fill_with(team, (rows, cols), exact, forms, &|row, out| {
+            make(row, out);
+            // SAFETY: each row is made once, on one thread.
+            let to = unsafe { kept.part(row * cols, cols) };
+            to.copy_from_slice(&out[..cols]);
+        });
     }
 
     /// Takes a shape, of rounded rows that are to be written.
