@@ -36,7 +36,7 @@ pub use block::{CodecError, dequantize, quantize};
 pub use dtype::DType;
 pub use elementwise::{add_assign, add_bias, gelu, gelu_mul, scale, silu_mul, softcap};
 pub use kv::{KvPages, KvShape, KvType, PAGE_TOKENS};
-pub use low_rank::{LowRankTerm, add_low_rank};
+pub use low_rank::{Factor, LowRankTerm, add_low_rank};
 pub use matmul::matmul;
 pub use matrix::{Matrix, MatrixError};
 pub use norm::{layer_norm, rms_norm, rms_norm_in_place};

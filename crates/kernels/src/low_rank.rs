@@ -9,15 +9,165 @@
 
 use std::cell::RefCell;
 
+use bytes::Bytes;
+
 use crate::isa::isa;
-use crate::simd::Sixteen;
+use crate::simd::{Sixteen, prefetch};
 use crate::team::{Disjoint, Team};
 use crate::{DType, Matrix};
 
 /// Rows that share what is read of an adapter.
-const ROWS: usize = 8;
-/// Rows, and rows of the first factor, whose sums are in registers at once.
-const SIDE: usize = 4;
+const ROWS: usize = 6;
+/// Rows whose sums are in registers at once.
+const SIDE: usize = 3;
+/// Columns that lie together.
+const LANES: usize = 16;
+/// Bytes ahead of what is computed with that are asked for.
+const AHEAD: usize = 1024;
+
+/// A low-rank factor `[rank, cols]` in the order in which it is read, from start to end: its rank
+/// is cut into blocks of eight, four, two or one rows, and a block has sixteen columns of all its
+/// rows together. A factor is read once and is short: where its rows lay apart, the machine would
+/// not notice that it is read in a row. Cloning shares the bytes.
+#[derive(Debug, Clone)]
+pub struct Factor {
+    dtype: DType,
+    rank: usize,
+    cols: usize,
+    /// From a cache line on.
+    data: Bytes,
+}
+
+impl From<Matrix> for Factor {
+    /// # Panics
+    /// When the matrix is of another type than f32, f16 or bf16.
+    fn from(matrix: Matrix) -> Factor {
+        let (rank, cols) = (matrix.rows(), matrix.cols());
+        let size = size_of_value(matrix.dtype());
+        let width = cols.next_multiple_of(LANES);
+        let mut data = vec![0; rank * width * size + 63];
+        let start = data.as_ptr().align_offset(64).min(63);
+        let mut to = data[start..].chunks_exact_mut(LANES * size);
+        for (first, height) in blocks(rank) {
+            for chunk in 0..width / LANES {
+                for row in first..first + height {
+                    let here = chunk * LANES..cols.min((chunk + 1) * LANES);
+                    let from = (row * cols + here.start) * size..(row * cols + here.end) * size;
+                    let to = to.next().expect("a place for each row's columns");
+                    to[..from.len()].copy_from_slice(&matrix.bytes()[from]);
+                }
+            }
+        }
+        Factor {
+            dtype: matrix.dtype(),
+            rank,
+            cols,
+            data: Bytes::from(data).slice(start..start + rank * width * size),
+        }
+    }
+}
+
+impl Factor {
+    /// Stored type: f32, f16 or bf16.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rank
+    }
+
+    /// Values in a row.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// What it takes in memory.
+    pub fn bytes(&self) -> &Bytes {
+        &self.data
+    }
+
+    /// A value.
+    ///
+    /// # Panics
+    /// When row or column is out of range.
+    pub fn get(&self, row: usize, col: usize) -> f32 {
+        assert!(col < self.cols, "column {col} of {}", self.cols);
+        self.value(self.place(row, col / LANES) + col % LANES)
+    }
+
+    /// Decodes one row into `out`, of as many values as there are columns.
+    ///
+    /// # Panics
+    /// When the row or the length of `out` is out of range.
+    pub fn row(&self, row: usize, out: &mut [f32]) {
+        assert_eq!(out.len(), self.cols);
+        for (chunk, out) in out.chunks_mut(LANES).enumerate() {
+            let start = self.place(row, chunk);
+            for (lane, out) in out.iter_mut().enumerate() {
+                *out = self.value(start + lane);
+            }
+        }
+    }
+
+    /// Where sixteen columns of a row begin.
+    fn place(&self, row: usize, chunk: usize) -> usize {
+        let mut blocks = blocks(self.rank);
+        let found = blocks.find(|(first, height)| row < first + height);
+        let (first, height) = found.expect("a row of the factor");
+        first * self.cols.next_multiple_of(LANES) + (chunk * height + row - first) * LANES
+    }
+
+    fn value(&self, at: usize) -> f32 {
+        match self.values() {
+            Values::F32(x) => x[at],
+            Values::F16(x) => half::f16::from_bits(x[at]).to_f32(),
+            Values::Bf16(x) => half::bf16::from_bits(x[at]).to_f32(),
+        }
+    }
+
+    fn values(&self) -> Values<'_> {
+        // Stored values are little-endian, as the machines are that this is compiled for.
+        const { assert!(cfg!(target_endian = "little")) };
+        let (start, len) = (
+            self.data.as_ptr(),
+            self.data.len() / size_of_value(self.dtype),
+        );
+        assert!((start as usize).is_multiple_of(align_of::<f32>()));
+        // SAFETY, of the three: so many values of the type are there and live as long as the
+        // factor does; they are aligned; every bit pattern is a value.
+        match self.dtype {
+            // SAFETY: as above.
+            DType::F32 => Values::F32(unsafe { std::slice::from_raw_parts(start.cast(), len) }),
+            // SAFETY: as above.
+            DType::F16 => Values::F16(unsafe { std::slice::from_raw_parts(start.cast(), len) }),
+            // SAFETY: as above.
+            _ => Values::Bf16(unsafe { std::slice::from_raw_parts(start.cast(), len) }),
+        }
+    }
+}
+
+fn size_of_value(dtype: DType) -> usize {
+    match dtype {
+        DType::F32 => 4,
+        DType::F16 | DType::BF16 => 2,
+        other => panic!("a factor of type {other}"),
+    }
+}
+
+/// The first row and the height of each block of a rank.
+fn blocks(rank: usize) -> impl Iterator<Item = (usize, usize)> {
+    let mut first = 0;
+    std::iter::from_fn(move || {
+        let height = match rank - first {
+            0 => return None,
+            left => [8, 4, 2, 1].into_iter().find(|&h| h <= left)?,
+        };
+        first += height;
+        Some((first - height, height))
+    })
+}
 
 /// `out += diag(after) · bᵀ · diag(between) · a · x`, for some rows.
 #[derive(Debug, Clone, Copy)]
@@ -26,12 +176,12 @@ pub struct LowRankTerm<'a> {
     pub x: &'a [f32],
     /// Which of them, each at most once.
     pub rows: &'a [u32],
-    /// `[rank, cols]` of f32, f16 or bf16.
-    pub a: &'a Matrix,
+    /// `[rank, cols]`.
+    pub a: &'a Factor,
     /// `[rank]`.
     pub between: &'a [f32],
-    /// `[rank, n]` of f32, f16 or bf16.
-    pub b: &'a Matrix,
+    /// `[rank, n]`.
+    pub b: &'a Factor,
     /// `[n]`.
     pub after: Option<&'a [f32]>,
     /// Which of the outputs.
@@ -42,8 +192,6 @@ pub struct LowRankTerm<'a> {
 pub(crate) struct Work<'a> {
     term: &'a LowRankTerm<'a>,
     rows: &'a [u32],
-    a: Values<'a>,
-    b: Values<'a>,
     out: &'a Disjoint<'a, f32>,
 }
 
@@ -55,80 +203,37 @@ enum Values<'a> {
     Bf16(&'a [u16]),
 }
 
-impl<'a> Values<'a> {
-    fn bytes(self) -> &'a [u8] {
-        // SAFETY: the same memory, of which every byte is a value.
-        unsafe {
-            match self {
-                Values::F32(x) => std::slice::from_raw_parts(x.as_ptr().cast(), size_of_val(x)),
-                Values::F16(x) | Values::Bf16(x) => {
-                    std::slice::from_raw_parts(x.as_ptr().cast(), size_of_val(x))
-                }
-            }
-        }
-    }
-}
-
-/// Bytes that are read soon, asked for bit by bit while others are computed with: a factor is
-/// read once, and too short for the machine to notice that it is read in a row.
-struct Ahead<'a> {
-    bytes: &'a [u8],
-    /// Cache lines to ask for at each of the steps.
-    lines: usize,
-}
-
-impl<'a> Ahead<'a> {
-    fn new(bytes: &'a [u8], steps: usize) -> Ahead<'a> {
-        let lines = bytes.len().div_ceil(64).div_ceil(steps.max(1));
-        Ahead { bytes, lines }
-    }
-
-    #[inline(always)]
-    fn step<S: Sixteen>(&mut self, s: S) {
-        for _ in 0..self.lines {
-            let Some(first) = self.bytes.first() else {
-                return;
-            };
-            s.prefetch(first);
-            self.bytes = self.bytes.get(64..).unwrap_or(&[]);
-        }
-    }
-}
-
 thread_local! {
-    /// `a · x` of a task's rows, `[ROWS, rank]`, and factors that lie unaligned.
+    /// `a · x` of a task's rows, `[ROWS, rank]`.
     static NARROW: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Adds terms to `outs`, each `[rows, n]`. A row of an output takes part in one term at most.
 ///
 /// # Panics
-/// When lengths do not fit the shapes, a row is out of range or twice in an output, or a factor
-/// is of another type.
+/// When lengths do not fit the shapes, or a row is out of range or twice in an output.
 pub fn add_low_rank(team: &Team, terms: &[LowRankTerm<'_>], outs: &mut [&mut [f32]]) {
     check(terms, outs);
     let outs: Vec<Disjoint<'_, f32>> = outs.iter_mut().map(|out| Disjoint::new(out)).collect();
-    let copies: Vec<[Option<Vec<u32>>; 2]> =
-        terms.iter().map(|t| [t.a, t.b].map(aligned_copy)).collect();
     let mut tasks = Vec::with_capacity(terms.len());
-    for (term, [a, b]) in terms.iter().zip(&copies) {
+    for term in terms {
         for rows in term.rows.chunks(ROWS) {
             tasks.push(Work {
                 term,
                 rows,
-                a: values(term.a, a.as_deref()),
-                b: values(term.b, b.as_deref()),
                 out: &outs[term.out],
             });
         }
     }
+    // An adapter's terms lie one after the other in memory.
+    tasks.sort_by_key(|task| task.rows[0]);
     // Some of them in a row, so that what comes next is known and can be asked for.
     let together = tasks.len().div_ceil(8 * team.threads()).max(1);
     team.run(tasks.len().div_ceil(together), &|i| {
         let tasks = &tasks[i * together..tasks.len().min((i + 1) * together)];
         NARROW.with_borrow_mut(|narrow| {
             for (i, task) in tasks.iter().enumerate() {
-                let next = tasks.get(i + 1).map_or(&[][..], |next| next.a.bytes());
+                let next = tasks.get(i + 1).map_or(&[][..], |next| &next.term.a.data);
                 (isa().low_rank)(task, next, narrow);
             }
         });
@@ -138,9 +243,9 @@ pub fn add_low_rank(team: &Team, terms: &[LowRankTerm<'_>], outs: &mut [&mut [f3
 fn check(terms: &[LowRankTerm<'_>], outs: &[&mut [f32]]) {
     let mut taken: Vec<Vec<bool>> = outs.iter().map(|_| Vec::new()).collect();
     for term in terms {
-        let (cols, n) = (term.a.cols(), term.b.cols());
-        assert_eq!(term.a.rows(), term.b.rows(), "the rank of both factors");
-        assert_eq!(term.between.len(), term.a.rows(), "a factor for each rank");
+        let (cols, n) = (term.a.cols, term.b.cols);
+        assert_eq!(term.a.rank, term.b.rank, "the rank of both factors");
+        assert_eq!(term.between.len(), term.a.rank, "a factor for each rank");
         assert!(
             term.after.is_none_or(|after| after.len() == n),
             "a factor for each output"
@@ -162,241 +267,216 @@ fn check(terms: &[LowRankTerm<'_>], outs: &[&mut [f32]]) {
     }
 }
 
-/// A factor's words, where they do not lie as their type wants.
-fn aligned_copy(factor: &Matrix) -> Option<Vec<u32>> {
-    let size = match factor.dtype() {
-        DType::F32 => 4,
-        DType::F16 | DType::BF16 => 2,
-        other => panic!("a factor of type {other}"),
-    };
-    let bytes = factor.bytes();
-    if (bytes.as_ptr() as usize).is_multiple_of(size) {
-        return None;
-    }
-    let words = bytes.chunks(4).map(|c| {
-        let mut word = [0; 4];
-        word[..c.len()].copy_from_slice(c);
-        u32::from_ne_bytes(word)
-    });
-    Some(words.collect())
+/// Values of one type, a vector at a time.
+trait Stored<S: Sixteen>: Copy {
+    fn len(self) -> usize;
+    /// The vector of this number.
+    fn vector(self, s: S, index: usize) -> S::W;
+    /// Asks for what comes after that vector, whether or not it is there.
+    fn ahead(self, index: usize);
 }
 
-fn values<'a>(factor: &'a Matrix, copy: Option<&'a [u32]>) -> Values<'a> {
-    let len = factor.rows() * factor.cols();
-    let start = copy.map_or(factor.bytes().as_ptr(), |words| words.as_ptr().cast());
-    // Stored values are little-endian, as the machines are that this is compiled for.
-    const { assert!(cfg!(target_endian = "little")) };
-    // SAFETY, of the three: a matrix has the bytes of its shape, which live as long as it and
-    // the copy do; they are aligned, or the copy is; every bit pattern is a value of the type.
-    match factor.dtype() {
-        // SAFETY: as above.
-        DType::F32 => Values::F32(unsafe { std::slice::from_raw_parts(start.cast(), len) }),
-        // SAFETY: as above.
-        DType::F16 => Values::F16(unsafe { std::slice::from_raw_parts(start.cast(), len) }),
-        // SAFETY: as above.
-        _ => Values::Bf16(unsafe { std::slice::from_raw_parts(start.cast(), len) }),
-    }
-}
-
-/// A factor's rows.
-trait Rows<S: Sixteen>: Copy {
-    /// Sixteen values of a row from a column on.
-    fn vector(self, s: S, row: usize, at: usize) -> S::W;
-    fn one(self, row: usize, at: usize) -> f32;
-}
-
-/// Values and the width of a row.
 #[derive(Clone, Copy)]
-struct F32<'a>(&'a [f32], usize);
+struct F32<'a>(&'a [[f32; LANES]]);
 #[derive(Clone, Copy)]
-struct F16<'a>(&'a [u16], usize);
+struct F16<'a>(&'a [[u16; LANES]]);
 #[derive(Clone, Copy)]
-struct Bf16<'a>(&'a [u16], usize);
+struct Bf16<'a>(&'a [[u16; LANES]]);
 
-macro_rules! rows {
-    ($name:ident, $load:ident, $one:expr) => {
-        impl<S: Sixteen> Rows<S> for $name<'_> {
+macro_rules! stored {
+    ($name:ident, $load:ident) => {
+        impl<S: Sixteen> Stored<S> for $name<'_> {
             #[inline(always)]
-            fn vector(self, s: S, row: usize, at: usize) -> S::W {
-                let here = &self.0[row * self.1 + at..];
-                s.$load(here.first_chunk().expect("sixteen columns are left"))
+            fn len(self) -> usize {
+                self.0.len()
             }
 
             #[inline(always)]
-            fn one(self, row: usize, at: usize) -> f32 {
-                ($one)(self.0[row * self.1 + at])
+            fn vector(self, s: S, index: usize) -> S::W {
+                s.$load(&self.0[index])
+            }
+
+            #[inline(always)]
+            fn ahead(self, index: usize) {
+                prefetch(self.0.as_ptr().wrapping_add(index).wrapping_byte_add(AHEAD));
             }
         }
     };
 }
-rows!(F32, load, |x: f32| x);
-rows!(F16, load_f16, |x: u16| half::f16::from_bits(x).to_f32());
-rows!(Bf16, load_bf16, |x: u16| f32::from_bits(u32::from(x) << 16));
+stored!(F32, load);
+stored!(F16, load_f16);
+stored!(Bf16, load_bf16);
 
-/// Computes one task, and asks for what the `next` one reads first.
+/// Computes one task, and asks for the start of what the `next` one reads.
 #[inline(always)]
 pub(crate) fn work<S: Sixteen>(s: S, w: &Work<'_>, next: &[u8], narrow: &mut Vec<f32>) {
-    let (rank, cols) = (w.term.a.rows(), w.term.a.cols());
+    let rank = w.term.a.rank;
     if narrow.len() < ROWS * rank {
         narrow.resize(ROWS * rank, 0.0);
     }
-    let ahead = &mut Ahead::new(w.b.bytes(), rank.div_ceil(SIDE) * (cols / 16));
-    match w.a {
-        Values::F32(x) => all_dots(s, w, F32(x, cols), ahead, narrow),
-        Values::F16(x) => all_dots(s, w, F16(x, cols), ahead, narrow),
-        Values::Bf16(x) => all_dots(s, w, Bf16(x, cols), ahead, narrow),
+    match w.term.a.values() {
+        Values::F32(x) => narrow_all(s, w, F32(x.as_chunks().0), narrow),
+        Values::F16(x) => narrow_all(s, w, F16(x.as_chunks().0), narrow),
+        Values::Bf16(x) => narrow_all(s, w, Bf16(x.as_chunks().0), narrow),
     }
-    let n = w.term.b.cols();
-    let ahead = &mut Ahead::new(next, n / 32);
-    match w.b {
-        Values::F32(x) => spread_all(s, w, F32(x, n), ahead, narrow),
-        Values::F16(x) => spread_all(s, w, F16(x, n), ahead, narrow),
-        Values::Bf16(x) => spread_all(s, w, Bf16(x, n), ahead, narrow),
+    for line in next[..next.len().min(AHEAD)].chunks(64) {
+        prefetch(line.as_ptr());
+    }
+    match w.term.b.values() {
+        Values::F32(x) => spread_all(s, w, F32(x.as_chunks().0), narrow),
+        Values::F16(x) => spread_all(s, w, F16(x.as_chunks().0), narrow),
+        Values::Bf16(x) => spread_all(s, w, Bf16(x.as_chunks().0), narrow),
     }
 }
 
+/// Calls a function with its rows and its block's height as constants.
+macro_rules! sized {
+    ($f:ident, $rows:expr, $height:expr, $args:tt) => {
+        match ($rows, $height) {
+            (1, 8) => $f::<S, F, 1, 8> $args,
+            (2, 8) => $f::<S, F, 2, 8> $args,
+            (3, 8) => $f::<S, F, 3, 8> $args,
+            (1, 4) => $f::<S, F, 1, 4> $args,
+            (2, 4) => $f::<S, F, 2, 4> $args,
+            (3, 4) => $f::<S, F, 3, 4> $args,
+            (1, 2) => $f::<S, F, 1, 2> $args,
+            (2, 2) => $f::<S, F, 2, 2> $args,
+            (3, 2) => $f::<S, F, 3, 2> $args,
+            (1, 1) => $f::<S, F, 1, 1> $args,
+            (2, 1) => $f::<S, F, 2, 1> $args,
+            (3, 1) => $f::<S, F, 3, 1> $args,
+            _ => unreachable!("up to three rows, and heights that blocks have"),
+        }
+    };
+}
+
+/// `narrow[r, j] = between[j] · a[j] · x[r]`.
 #[inline(always)]
-fn all_dots<S: Sixteen, A: Rows<S>>(
-    s: S,
-    w: &Work<'_>,
-    a: A,
-    ahead: &mut Ahead<'_>,
-    narrow: &mut [f32],
-) {
-    let rank = w.term.a.rows();
+fn narrow_all<S: Sixteen, F: Stored<S>>(s: S, w: &Work<'_>, a: F, narrow: &mut [f32]) {
+    let (rank, chunks) = (w.term.a.rank, w.term.a.cols.div_ceil(LANES));
+    assert_eq!(a.len(), rank * chunks);
     for (i, rows) in w.rows.chunks(SIDE).enumerate() {
         let narrow = &mut narrow[i * SIDE * rank..];
-        for first in (0..rank).step_by(SIDE) {
-            match rows.len() {
-                1 => dots::<S, A, 1>(s, w, rows, a, first, ahead, narrow),
-                2 => dots::<S, A, 2>(s, w, rows, a, first, ahead, narrow),
-                3 => dots::<S, A, 3>(s, w, rows, a, first, ahead, narrow),
-                _ => dots::<S, A, 4>(s, w, rows, a, first, ahead, narrow),
-            }
+        for (first, height) in blocks(rank) {
+            sized!(dots, rows.len(), height, (s, w, rows, a, first, narrow));
         }
     }
 }
 
 #[inline(always)]
-fn spread_all<S: Sixteen, B: Rows<S>>(
-    s: S,
-    w: &Work<'_>,
-    b: B,
-    ahead: &mut Ahead<'_>,
-    narrow: &[f32],
-) {
-    let rank = w.term.a.rows();
-    for (i, rows) in w.rows.chunks(SIDE).enumerate() {
-        let narrow = &narrow[i * SIDE * rank..];
-        match rows.len() {
-            1 => spread::<S, B, 1>(s, w, rows, b, ahead, narrow),
-            2 => spread::<S, B, 2>(s, w, rows, b, ahead, narrow),
-            3 => spread::<S, B, 3>(s, w, rows, b, ahead, narrow),
-            _ => spread::<S, B, 4>(s, w, rows, b, ahead, narrow),
-        }
-    }
-}
-
-/// `narrow[r, j…] = between · a[j…] · x[r]`, for up to four `j`.
-#[allow(clippy::too_many_arguments)] // the state of one task
-#[inline(always)]
-fn dots<S: Sixteen, A: Rows<S>, const M: usize>(
+fn dots<S: Sixteen, F: Stored<S>, const M: usize, const H: usize>(
     s: S,
     w: &Work<'_>,
     rows: &[u32],
-    a: A,
+    a: F,
     first: usize,
-    ahead: &mut Ahead<'_>,
     narrow: &mut [f32],
 ) {
-    let (rank, cols) = (w.term.a.rows(), w.term.a.cols());
-    let count = SIDE.min(rank - first);
-    // Where fewer are left, the first is computed again and thrown away.
-    let mut j = [first; SIDE];
-    for k in 0..count {
-        j[k] = first + k;
-    }
+    let (rank, cols) = (w.term.a.rank, w.term.a.cols);
+    let start = first * cols.div_ceil(LANES);
     let mut x: [&[f32]; M] = [&[]; M];
     for m in 0..M {
         x[m] = &w.term.x[rows[m] as usize * cols..][..cols];
     }
-    let mut sums = [[s.splat(0.0); SIDE]; M];
-    let whole = cols / 16 * 16;
-    for at in (0..whole).step_by(16) {
-        ahead.step(s);
-        let mut v = [s.splat(0.0); SIDE];
-        for k in 0..SIDE {
-            v[k] = a.vector(s, j[k], at);
-        }
+    let mut sums = [[s.splat(0.0); H]; M];
+    for chunk in 0..cols / LANES {
+        let at = start + chunk * H;
+        let mut v = [s.splat(0.0); M];
         for m in 0..M {
-            let x = s.load(x[m][at..].first_chunk().expect("sixteen columns are left"));
-            for k in 0..SIDE {
-                sums[m][k] = s.fma(v[k], x, sums[m][k]);
+            let here = &x[m][chunk * LANES..];
+            v[m] = s.load(here.first_chunk().expect("sixteen columns are left"));
+        }
+        for k in 0..H {
+            a.ahead(at + k);
+            let a = a.vector(s, at + k);
+            for m in 0..M {
+                sums[m][k] = s.fma(a, v[m], sums[m][k]);
+            }
+        }
+    }
+    if !cols.is_multiple_of(LANES) {
+        // The factor's other columns are 0.
+        let at = start + cols / LANES * H;
+        for m in 0..M {
+            let mut rest = [0.0; LANES];
+            let left = &x[m][cols / LANES * LANES..];
+            rest[..left.len()].copy_from_slice(left);
+            let v = s.load(&rest);
+            for k in 0..H {
+                sums[m][k] = s.fma(a.vector(s, at + k), v, sums[m][k]);
             }
         }
     }
     for m in 0..M {
-        for k in 0..count {
-            let mut sum = s.sum_lanes(sums[m][k]);
-            for at in whole..cols {
-                sum += a.one(j[k], at) * x[m][at];
-            }
+        for k in 0..H {
+            let sum = s.sum_lanes(sums[m][k]);
             narrow[m * rank + first + k] = sum * w.term.between[first + k];
         }
     }
 }
 
-/// `out[r] += after · Σ narrow[r, j] · b[j]`.
+/// `out[r] += after · Σ narrow[r, j] · b[j]`, block by block.
 #[inline(always)]
-fn spread<S: Sixteen, B: Rows<S>, const M: usize>(
+fn spread_all<S: Sixteen, F: Stored<S>>(s: S, w: &Work<'_>, b: F, narrow: &[f32]) {
+    let (rank, chunks) = (w.term.b.rank, w.term.b.cols.div_ceil(LANES));
+    assert_eq!(b.len(), rank * chunks);
+    for (i, rows) in w.rows.chunks(SIDE).enumerate() {
+        let narrow = &narrow[i * SIDE * rank..];
+        for (first, height) in blocks(rank) {
+            sized!(spread, rows.len(), height, (s, w, rows, b, first, narrow));
+        }
+    }
+}
+
+#[inline(always)]
+fn spread<S: Sixteen, F: Stored<S>, const M: usize, const H: usize>(
     s: S,
     w: &Work<'_>,
     rows: &[u32],
-    b: B,
-    ahead: &mut Ahead<'_>,
+    b: F,
+    first: usize,
     narrow: &[f32],
 ) {
-    let (rank, n) = (w.term.b.rows(), w.term.b.cols());
-    let whole = n / 16 * 16;
-    let mut at = 0;
-    while at < whole {
-        let wide = at + 32 <= whole;
-        ahead.step(s);
-        let mut sums = [[s.splat(0.0); 2]; M];
-        for j in 0..rank {
-            let first = b.vector(s, j, at);
-            let second = if wide { b.vector(s, j, at + 16) } else { first };
+    let (rank, n) = (w.term.b.rank, w.term.b.cols);
+    let start = first * n.div_ceil(LANES);
+    let mut by = [[s.splat(0.0); H]; M];
+    for m in 0..M {
+        for k in 0..H {
+            by[m][k] = s.splat(narrow[m * rank + first + k]);
+        }
+    }
+    for chunk in 0..n.div_ceil(LANES) {
+        let at = start + chunk * H;
+        let mut sums = [s.splat(0.0); M];
+        for k in 0..H {
+            b.ahead(at + k);
+            let b = b.vector(s, at + k);
             for m in 0..M {
-                let by = s.splat(narrow[m * rank + j]);
-                sums[m][0] = s.fma(by, first, sums[m][0]);
-                sums[m][1] = s.fma(by, second, sums[m][1]);
+                sums[m] = s.fma(by[m][k], b, sums[m]);
             }
         }
+        let columns = chunk * LANES..n.min((chunk + 1) * LANES);
         for m in 0..M {
-            for (half, sum) in sums[m].into_iter().enumerate().take(1 + usize::from(wide)) {
-                let at = at + 16 * half;
-                // SAFETY: each row of an output is in one task only, which `check` has seen to.
-                let out = unsafe { w.out.part(rows[m] as usize * n + at, 16) };
-                let out: &mut [f32; 16] = out.try_into().expect("sixteen were asked for");
-                let mut sum = sum;
-                if let Some(after) = w.term.after {
-                    let after = after[at..].first_chunk().expect("as long as the outputs");
+            // SAFETY: each row of an output is in one task only, which `check` has seen to.
+            let out = unsafe {
+                w.out
+                    .part(rows[m] as usize * n + columns.start, columns.len())
+            };
+            let after = w.term.after.map(|after| &after[columns.clone()]);
+            if let Ok(out) = <&mut [f32; LANES]>::try_from(&mut *out) {
+                let mut sum = sums[m];
+                if let Some(after) = after {
+                    let after = after.first_chunk().expect("as long as the outputs");
                     sum = s.mul(sum, s.load(after));
                 }
                 s.store(s.add(s.load(out), sum), out);
+                continue;
             }
-        }
-        at += if wide { 32 } else { 16 };
-    }
-    for m in 0..M {
-        // SAFETY: as above.
-        let out = unsafe { w.out.part(rows[m] as usize * n + whole, n - whole) };
-        for (i, out) in out.iter_mut().enumerate() {
-            let mut sum = 0.0;
-            for j in 0..rank {
-                sum += narrow[m * rank + j] * b.one(j, whole + i);
+            let mut lanes = [0.0; LANES];
+            s.store(sums[m], &mut lanes);
+            for (i, out) in out.iter_mut().enumerate() {
+                *out += lanes[i] * after.map_or(1.0, |after| after[i]);
             }
-            *out += sum * w.term.after.map_or(1.0, |after| after[whole + i]);
         }
     }
 }
@@ -405,7 +485,6 @@ fn spread<S: Sixteen, B: Rows<S>, const M: usize>(
 mod tests {
     use super::*;
     use crate::isa;
-    use bytes::Bytes;
 
     /// Numbers from −1 to 1 that look random.
     fn numbers(len: usize, seed: u32) -> Vec<f32> {
@@ -417,7 +496,7 @@ mod tests {
         (0..len).map(next).collect()
     }
 
-    fn factor(dtype: DType, rank: usize, cols: usize, seed: u32, shift: usize) -> Matrix {
+    fn factor(dtype: DType, rank: usize, cols: usize, seed: u32, shift: usize) -> Factor {
         let values = numbers(rank * cols, seed);
         let mut bytes = vec![0; shift];
         for v in values {
@@ -427,7 +506,15 @@ mod tests {
                 _ => bytes.extend(half::bf16::from_f32(v).to_le_bytes()),
             }
         }
-        Matrix::new(dtype, rank, cols, Bytes::from(bytes).slice(shift..)).unwrap()
+        let matrix = Matrix::new(dtype, rank, cols, Bytes::from(bytes).slice(shift..)).unwrap();
+        let factor = Factor::from(matrix.clone());
+        let (mut a, mut b) = (vec![0.0; cols], vec![0.0; cols]);
+        for row in 0..rank {
+            matrix.row(row, &mut a);
+            factor.row(row, &mut b);
+            assert_eq!(a, b);
+        }
+        factor
     }
 
     /// The textbook's sums.
@@ -463,7 +550,7 @@ mod tests {
                 let rows = 21;
                 let x = numbers(rows * cols, 1);
                 let (between, after) = (numbers(rank, 2), numbers(n, 3));
-                let factors: Vec<[Matrix; 2]> = (0..3)
+                let factors: Vec<[Factor; 2]> = (0..3)
                     .map(|i| {
                         let shift = if i == 2 { 1 } else { 0 };
                         [
@@ -537,8 +624,6 @@ mod tests {
             let work = Work {
                 term: &term,
                 rows: term.rows,
-                a: values(&a, None),
-                b: values(&b, None),
                 out: &disjoint,
             };
             (isa.low_rank)(&work, &[], &mut Vec::new());

@@ -28,7 +28,7 @@ mod vera;
 
 use std::sync::Arc;
 
-use sedge_kernels::Matrix;
+use sedge_kernels::{Factor, Matrix};
 
 pub(crate) use base::{paired_head, product};
 pub use error::AdapterError;
@@ -109,12 +109,12 @@ pub(crate) enum Term {
 /// `diag(after) · bᵀ · diag(between) · a`.
 #[derive(Debug, Clone)]
 pub(crate) struct LowRank {
-    /// `[rank, cols]` of f32, f16 or bf16. Adapters may share it.
-    pub(crate) a: Matrix,
+    /// `[rank, cols]` of f32, f16 or bf16. Parts of an adapter may share it.
+    pub(crate) a: Factor,
     /// `[rank]`, the method's scaling in it.
     pub(crate) between: Vec<f32>,
-    /// `[rank, rows]` of f32, f16 or bf16: the second factor transposed. Adapters may share it.
-    pub(crate) b: Matrix,
+    /// `[rank, rows]` of f32, f16 or bf16: the second factor transposed. Parts may share it.
+    pub(crate) b: Factor,
     /// `[rows]`.
     pub(crate) after: Option<Vec<f32>>,
 }

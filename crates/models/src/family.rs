@@ -396,9 +396,9 @@ mod tests {
         };
         let change = |cols: usize, rows: usize| Change {
             terms: vec![Term::LowRank(LowRank {
-                a: factor(rank, cols, seed),
+                a: factor(rank, cols, seed).into(),
                 between: vec![0.1; rank],
-                b: factor(rank, rows, seed + 1),
+                b: factor(rank, rows, seed + 1).into(),
                 after: None,
             })],
             ..Change::default()

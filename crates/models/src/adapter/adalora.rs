@@ -3,6 +3,8 @@
 
 use serde_json::Value;
 
+use sedge_kernels::Factor;
+
 use super::error::AdapterError;
 use super::lora::refuse_variants;
 use super::method::{Acts, Method};
@@ -50,12 +52,12 @@ impl Method for AdaLora {
             let between: Vec<f32> = e.values().iter().map(|e| e * scale).collect();
             // Nothing may be left of a module.
             if rank > 0 {
-                let a = module.a(&a, rank)?;
+                let a = Factor::from(module.a(&a, rank)?);
                 for piece in &module.pieces {
                     let term = Term::LowRank(LowRank {
                         a: a.clone(),
                         between: between.clone(),
-                        b: b.turned(piece)?,
+                        b: b.turned(piece)?.into(),
                         after: None,
                     });
                     adapter.change(piece.target).terms.push(term);

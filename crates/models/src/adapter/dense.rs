@@ -2,7 +2,7 @@
 //! The definition that the forward pass is held against, and what merging writes.
 
 use half::{bf16, f16};
-use sedge_kernels::{DType, Matrix};
+use sedge_kernels::{DType, Factor, Matrix};
 
 use super::{Change, EmbeddingChange, Kronecker, LowRank, Term};
 
@@ -52,10 +52,18 @@ impl Term {
             })
         };
         match self {
-            Term::LowRank(t) => finite(&t.a) && finite(&t.b),
+            Term::LowRank(t) => [&t.a, &t.b].into_iter().all(is_finite),
             Term::Kronecker(t) => finite(&t.left) && finite(&t.right),
         }
     }
+}
+
+fn is_finite(factor: &Factor) -> bool {
+    let mut row = vec![0.0; factor.cols()];
+    (0..factor.rows()).all(|i| {
+        factor.row(i, &mut row);
+        row.iter().all(|v| v.is_finite())
+    })
 }
 
 impl LowRank {
@@ -64,7 +72,7 @@ impl LowRank {
         let mut a = vec![0.0; values.len()];
         for (k, between) in self.between.iter().enumerate() {
             self.a.row(k, &mut a);
-            add(values, after * element(&self.b, k, row) * between, &a);
+            add(values, after * self.b.get(k, row) * between, &a);
         }
     }
 }

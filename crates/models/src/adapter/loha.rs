@@ -4,7 +4,7 @@
 //! The product by elements is one of low rank: that of the factors' rows and columns in all pairs
 //! (Khatri–Rao products), of rank r·r. It is kept so, or as a plain matrix where that is smaller.
 
-use sedge_kernels::Matrix;
+use sedge_kernels::{Factor, Matrix};
 
 use super::base::Piece;
 use super::error::AdapterError;
@@ -57,7 +57,7 @@ impl Method for LoHa {
             reader.base.expand(&name, low_rank.min(dense))?;
             let terms: Vec<Term> = match low_rank < dense {
                 true => {
-                    let a = factors.columns();
+                    let a = Factor::from(factors.columns());
                     let each = module.pieces.iter();
                     each.map(|piece| factors.low_rank(&a, piece)).collect()
                 }
@@ -102,7 +102,7 @@ impl Factors {
         matrix(self.rank * self.rank, self.cols, &values)
     }
 
-    fn low_rank(&self, a: &Matrix, piece: &Piece<'_>) -> Term {
+    fn low_rank(&self, a: &Factor, piece: &Piece<'_>) -> Term {
         let (r, rows) = (self.rank, piece.rows());
         let mut values = Vec::with_capacity(r * r * rows);
         for pair in 0..r * r {
@@ -115,7 +115,7 @@ impl Factors {
         Term::LowRank(LowRank {
             a: a.clone(),
             between: vec![self.scale; r * r],
-            b: matrix(r * r, rows, &values),
+            b: matrix(r * r, rows, &values).into(),
             after: None,
         })
     }

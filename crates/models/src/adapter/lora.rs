@@ -1,6 +1,8 @@
 //! LoRA (Hu et al. 2021): `W + s·B·A` with `A: [rank, cols]`, `B: [rows, rank]`.
 //! `s` is alpha/rank, or alpha/√rank where it is rank-stabilised (Kalajdzievski 2023).
 
+use sedge_kernels::Factor;
+
 use super::base::{Place, Target};
 use super::checkpoint::Group;
 use super::error::AdapterError;
@@ -135,12 +137,12 @@ pub(crate) fn terms(
     let name = &module.group.module;
     a.of_rank(rank, scaling.rank(name)?)?;
     let between = vec![scaling.factor(name)?; rank];
-    let a = module.a(&a, rank)?;
+    let a = Factor::from(module.a(&a, rank)?);
     let term = |piece: &super::base::Piece<'_>| {
         let low_rank = LowRank {
             a: a.clone(),
             between: between.clone(),
-            b: b.turned(piece)?,
+            b: b.turned(piece)?.into(),
             after: None,
         };
         Ok((piece.target, Term::LowRank(low_rank)))

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
+use bytes::Bytes;
 use indexmap::IndexMap;
 use sedge_formats::safetensors::{Checkpoint, Tensor};
 use sedge_kernels::Matrix;
@@ -190,8 +191,12 @@ struct Sum {
 
 impl Sum {
     fn matrix(&mut self, m: &Matrix) {
-        if self.seen.insert(m.bytes().as_ptr()) {
-            self.bytes += m.bytes().len();
+        self.shared(m.bytes());
+    }
+
+    fn shared(&mut self, bytes: &Bytes) {
+        if self.seen.insert(bytes.as_ptr()) {
+            self.bytes += bytes.len();
         }
     }
 
@@ -206,8 +211,8 @@ impl Sum {
         for term in &change.terms {
             match term {
                 Term::LowRank(t) => {
-                    self.matrix(&t.a);
-                    self.matrix(&t.b);
+                    self.shared(t.a.bytes());
+                    self.shared(t.b.bytes());
                     self.bytes += t.between.len() * size_of::<f32>();
                     self.vector(&t.after);
                 }

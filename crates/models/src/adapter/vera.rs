@@ -8,7 +8,7 @@ use super::error::AdapterError;
 use super::method::{Acts, Method};
 use super::reader::Reader;
 use super::{Adapter, LowRank, Term};
-use sedge_kernels::Matrix;
+use sedge_kernels::Factor;
 
 #[derive(Debug)]
 pub(crate) struct Vera;
@@ -48,8 +48,8 @@ impl Method for Vera {
         a.of_rank(a.dim(0)?, rank)?;
         b.of_rank(b.dim(1)?, rank)?;
         // Modules of one size, and of one order of rows, share what was cut for the first.
-        let mut a_of: HashMap<usize, Matrix> = HashMap::new();
-        let mut b_of: HashMap<(usize, usize, bool), Matrix> = HashMap::new();
+        let mut a_of: HashMap<usize, Factor> = HashMap::new();
+        let mut b_of: HashMap<(usize, usize, bool), Factor> = HashMap::new();
         for mut module in reader.modules("vera_")? {
             let (d, l) = (
                 module.group.need("vera_lambda_d")?,
@@ -62,7 +62,7 @@ impl Method for Vera {
                 Some(a) => a.clone(),
                 None => {
                     reader.base.expand(name, rank.saturating_mul(module.cols))?;
-                    let cut = a.first_columns(module.cols)?;
+                    let cut = Factor::from(a.first_columns(module.cols)?);
                     a_of.insert(module.cols, cut.clone());
                     cut
                 }
@@ -76,7 +76,7 @@ impl Method for Vera {
                         reader
                             .base
                             .expand(name, rank.saturating_mul(piece.rows()))?;
-                        let cut = b.turned(piece)?;
+                        let cut = Factor::from(b.turned(piece)?);
                         b_of.insert(key, cut.clone());
                         cut
                     }
