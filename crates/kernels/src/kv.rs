@@ -3,6 +3,8 @@
 
 use std::ops::Range;
 
+use crate::large_pages;
+
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
@@ -115,6 +117,11 @@ impl KvPages {
             KvType::F16 | KvType::BF16 => Values::Half(vec![0; len]),
             KvType::Q8 => Values::Q8(vec![0; len]),
         };
+        match &values {
+            Values::F32(x) => large_pages::ask(x),
+            Values::Half(x) => large_pages::ask(x),
+            Values::Q8(x) => large_pages::ask(x),
+        }
         KvPages {
             layers,
             pages,

@@ -18,6 +18,7 @@ mod dtype;
 mod elementwise;
 mod isa;
 mod kv;
+mod large_pages;
 mod low_rank;
 mod matmul;
 mod matrix;
