@@ -9,165 +9,17 @@
 
 use std::cell::RefCell;
 
-use bytes::Bytes;
-
+use crate::factor::{Factor, LANES, Values, blocks};
 use crate::isa::isa;
 use crate::simd::{Sixteen, prefetch};
 use crate::team::{Disjoint, Team};
-use crate::{DType, Matrix};
 
 /// Rows that share what is read of an adapter.
 const ROWS: usize = 6;
 /// Rows whose sums are in registers at once.
 const SIDE: usize = 3;
-/// Columns that lie together.
-const LANES: usize = 16;
 /// Bytes ahead of what is computed with that are asked for.
 const AHEAD: usize = 1024;
-
-/// A low-rank factor `[rank, cols]` in the order in which it is read, from start to end: its rank
-/// is cut into blocks of eight, four, two or one rows, and a block has sixteen columns of all its
-/// rows together. A factor is read once and is short: where its rows lay apart, the machine would
-/// not notice that it is read in a row. Cloning shares the bytes.
-#[derive(Debug, Clone)]
-pub struct Factor {
-    dtype: DType,
-    rank: usize,
-    cols: usize,
-    /// From a cache line on.
-    data: Bytes,
-}
-
-impl From<Matrix> for Factor {
-    /// # Panics
-    /// When the matrix is of another type than f32, f16 or bf16.
-    fn from(matrix: Matrix) -> Factor {
-        let (rank, cols) = (matrix.rows(), matrix.cols());
-        let size = size_of_value(matrix.dtype());
-        let width = cols.next_multiple_of(LANES);
-        let mut data = vec![0; rank * width * size + 63];
-        let start = data.as_ptr().align_offset(64).min(63);
-        let mut to = data[start..].chunks_exact_mut(LANES * size);
-        for (first, height) in blocks(rank) {
-            for chunk in 0..width / LANES {
-                for row in first..first + height {
-                    let here = chunk * LANES..cols.min((chunk + 1) * LANES);
-                    let from = (row * cols + here.start) * size..(row * cols + here.end) * size;
-                    let to = to.next().expect("a place for each row's columns");
-                    to[..from.len()].copy_from_slice(&matrix.bytes()[from]);
-                }
-            }
-        }
-        Factor {
-            dtype: matrix.dtype(),
-            rank,
-            cols,
-            data: Bytes::from(data).slice(start..start + rank * width * size),
-        }
-    }
-}
-
-impl Factor {
-    /// Stored type: f32, f16 or bf16.
-    pub fn dtype(&self) -> DType {
-        self.dtype
-    }
-
-    /// Number of rows.
-    pub fn rows(&self) -> usize {
-        self.rank
-    }
-
-    /// Values in a row.
-    pub fn cols(&self) -> usize {
-        self.cols
-    }
-
-    /// What it takes in memory.
-    pub fn bytes(&self) -> &Bytes {
-        &self.data
-    }
-
-    /// A value.
-    ///
-    /// # Panics
-    /// When row or column is out of range.
-    pub fn get(&self, row: usize, col: usize) -> f32 {
-        assert!(col < self.cols, "column {col} of {}", self.cols);
-        self.value(self.place(row, col / LANES) + col % LANES)
-    }
-
-    /// Decodes one row into `out`, of as many values as there are columns.
-    ///
-    /// # Panics
-    /// When the row or the length of `out` is out of range.
-    pub fn row(&self, row: usize, out: &mut [f32]) {
-        assert_eq!(out.len(), self.cols);
-        for (chunk, out) in out.chunks_mut(LANES).enumerate() {
-            let start = self.place(row, chunk);
-            for (lane, out) in out.iter_mut().enumerate() {
-                *out = self.value(start + lane);
-            }
-        }
-    }
-
-    /// Where sixteen columns of a row begin.
-    fn place(&self, row: usize, chunk: usize) -> usize {
-        let mut blocks = blocks(self.rank);
-        let found = blocks.find(|(first, height)| row < first + height);
-        let (first, height) = found.expect("a row of the factor");
-        first * self.cols.next_multiple_of(LANES) + (chunk * height + row - first) * LANES
-    }
-
-    fn value(&self, at: usize) -> f32 {
-        match self.values() {
-            Values::F32(x) => x[at],
-            Values::F16(x) => half::f16::from_bits(x[at]).to_f32(),
-            Values::Bf16(x) => half::bf16::from_bits(x[at]).to_f32(),
-        }
-    }
-
-    fn values(&self) -> Values<'_> {
-        // Stored values are little-endian, as the machines are that this is compiled for.
-        const { assert!(cfg!(target_endian = "little")) };
-        let (start, len) = (
-            self.data.as_ptr(),
-            self.data.len() / size_of_value(self.dtype),
-        );
-        assert!((start as usize).is_multiple_of(align_of::<f32>()));
-        // SAFETY, of the three: so many values of the type are there and live as long as the
-        // factor does; they are aligned; every bit pattern is a value.
-        match self.dtype {
-            // SAFETY: as above.
-            DType::F32 => Values::F32(unsafe { std::slice::from_raw_parts(start.cast(), len) }),
-            // SAFETY: as above.
-            DType::F16 => Values::F16(unsafe { std::slice::from_raw_parts(start.cast(), len) }),
-            // SAFETY: as above.
-            _ => Values::Bf16(unsafe { std::slice::from_raw_parts(start.cast(), len) }),
-        }
-    }
-}
-
-fn size_of_value(dtype: DType) -> usize {
-    match dtype {
-        DType::F32 => 4,
-        DType::F16 | DType::BF16 => 2,
-        other => panic!("a factor of type {other}"),
-    }
-}
-
-/// The first row and the height of each block of a rank.
-fn blocks(rank: usize) -> impl Iterator<Item = (usize, usize)> {
-    let mut first = 0;
-    std::iter::from_fn(move || {
-        let height = match rank - first {
-            0 => return None,
-            left => [8, 4, 2, 1].into_iter().find(|&h| h <= left)?,
-        };
-        first += height;
-        Some((first - height, height))
-    })
-}
 
 /// `out += diag(after) · bᵀ · diag(between) · a · x`, for some rows.
 #[derive(Debug, Clone, Copy)]
@@ -193,14 +45,6 @@ pub(crate) struct Work<'a> {
     term: &'a LowRankTerm<'a>,
     rows: &'a [u32],
     out: &'a Disjoint<'a, f32>,
-}
-
-/// A factor's values as their type.
-#[derive(Clone, Copy)]
-enum Values<'a> {
-    F32(&'a [f32]),
-    F16(&'a [u16]),
-    Bf16(&'a [u16]),
 }
 
 thread_local! {
@@ -233,7 +77,9 @@ pub fn add_low_rank(team: &Team, terms: &[LowRankTerm<'_>], outs: &mut [&mut [f3
         let tasks = &tasks[i * together..tasks.len().min((i + 1) * together)];
         NARROW.with_borrow_mut(|narrow| {
             for (i, task) in tasks.iter().enumerate() {
-                let next = tasks.get(i + 1).map_or(&[][..], |next| &next.term.a.data);
+                let next = tasks
+                    .get(i + 1)
+                    .map_or(&[][..], |next| &next.term.a.bytes()[..]);
                 (isa().low_rank)(task, next, narrow);
             }
         });
@@ -243,9 +89,9 @@ pub fn add_low_rank(team: &Team, terms: &[LowRankTerm<'_>], outs: &mut [&mut [f3
 fn check(terms: &[LowRankTerm<'_>], outs: &[&mut [f32]]) {
     let mut taken: Vec<Vec<bool>> = outs.iter().map(|_| Vec::new()).collect();
     for term in terms {
-        let (cols, n) = (term.a.cols, term.b.cols);
-        assert_eq!(term.a.rank, term.b.rank, "the rank of both factors");
-        assert_eq!(term.between.len(), term.a.rank, "a factor for each rank");
+        let (cols, n) = (term.a.cols(), term.b.cols());
+        assert_eq!(term.a.rows(), term.b.rows(), "the rank of both factors");
+        assert_eq!(term.between.len(), term.a.rows(), "a factor for each rank");
         assert!(
             term.after.is_none_or(|after| after.len() == n),
             "a factor for each output"
@@ -310,7 +156,7 @@ stored!(Bf16, load_bf16);
 /// Computes one task, and asks for the start of what the `next` one reads.
 #[inline(always)]
 pub(crate) fn work<S: Sixteen>(s: S, w: &Work<'_>, next: &[u8], narrow: &mut Vec<f32>) {
-    let rank = w.term.a.rank;
+    let rank = w.term.a.rows();
     if narrow.len() < ROWS * rank {
         narrow.resize(ROWS * rank, 0.0);
     }
@@ -353,7 +199,7 @@ macro_rules! sized {
 /// `narrow[r, j] = between[j] · a[j] · x[r]`.
 #[inline(always)]
 fn narrow_all<S: Sixteen, F: Stored<S>>(s: S, w: &Work<'_>, a: F, narrow: &mut [f32]) {
-    let (rank, chunks) = (w.term.a.rank, w.term.a.cols.div_ceil(LANES));
+    let (rank, chunks) = (w.term.a.rows(), w.term.a.cols().div_ceil(LANES));
     assert_eq!(a.len(), rank * chunks);
     for (i, rows) in w.rows.chunks(SIDE).enumerate() {
         let narrow = &mut narrow[i * SIDE * rank..];
@@ -372,7 +218,7 @@ fn dots<S: Sixteen, F: Stored<S>, const M: usize, const H: usize>(
     first: usize,
     narrow: &mut [f32],
 ) {
-    let (rank, cols) = (w.term.a.rank, w.term.a.cols);
+    let (rank, cols) = (w.term.a.rows(), w.term.a.cols());
     let start = first * cols.div_ceil(LANES);
     let mut x: [&[f32]; M] = [&[]; M];
     for m in 0..M {
@@ -418,7 +264,7 @@ fn dots<S: Sixteen, F: Stored<S>, const M: usize, const H: usize>(
 /// `out[r] += after · Σ narrow[r, j] · b[j]`, block by block.
 #[inline(always)]
 fn spread_all<S: Sixteen, F: Stored<S>>(s: S, w: &Work<'_>, b: F, narrow: &[f32]) {
-    let (rank, chunks) = (w.term.b.rank, w.term.b.cols.div_ceil(LANES));
+    let (rank, chunks) = (w.term.b.rows(), w.term.b.cols().div_ceil(LANES));
     assert_eq!(b.len(), rank * chunks);
     for (i, rows) in w.rows.chunks(SIDE).enumerate() {
         let narrow = &narrow[i * SIDE * rank..];
@@ -437,7 +283,7 @@ fn spread<S: Sixteen, F: Stored<S>, const M: usize, const H: usize>(
     first: usize,
     narrow: &[f32],
 ) {
-    let (rank, n) = (w.term.b.rank, w.term.b.cols);
+    let (rank, n) = (w.term.b.rows(), w.term.b.cols());
     let start = first * n.div_ceil(LANES);
     let mut by = [[s.splat(0.0); H]; M];
     for m in 0..M {
@@ -483,8 +329,10 @@ fn spread<S: Sixteen, F: Stored<S>, const M: usize, const H: usize>(
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
-    use crate::isa;
+    use crate::{DType, Matrix, isa};
 
     /// Numbers from −1 to 1 that look random.
     fn numbers(len: usize, seed: u32) -> Vec<f32> {
