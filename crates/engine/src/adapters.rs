@@ -4,8 +4,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use sedge_models::{Adapter, Merged};
@@ -137,6 +138,8 @@ pub(crate) struct Entry {
     bytes: u64,
     load: LoadAdapter,
     merge: MergeAdapter,
+    /// Why it is not to be had any more.
+    failed: OnceLock<String>,
 }
 
 /// How a request's tokens are computed with an adapter.
@@ -146,6 +149,24 @@ pub(crate) enum Way {
     Beside(Arc<Entry>),
     /// With the adapter in the weights, which stay for as long as this does.
     Merged(Arc<Entry>, Arc<Merged>),
+}
+
+impl Entry {
+    /// The same under another number, not failed.
+    fn again(&self, id: u64) -> Entry {
+        Entry {
+            id,
+            name: self.name.clone(),
+            identity: self.identity,
+            member: self.member,
+            positions: self.positions,
+            method: self.method.clone(),
+            bytes: self.bytes,
+            load: self.load.clone(),
+            merge: self.merge.clone(),
+            failed: OnceLock::new(),
+        }
+    }
 }
 
 impl fmt::Debug for Entry {
@@ -180,7 +201,6 @@ struct Pool {
     names: BTreeMap<Arc<str>, Named>,
     residents: Residents<u64>,
     here: HashMap<u64, Arc<Adapter>>,
-    failed: HashMap<u64, String>,
     next: u64,
     reader: Option<Sender<Arc<Entry>>>,
     stats: AdapterStats,
@@ -201,7 +221,6 @@ impl Adapters {
                 names: BTreeMap::new(),
                 residents: Residents::new(memory),
                 here: HashMap::new(),
-                failed: HashMap::new(),
                 next: 0,
                 reader: None,
                 stats: AdapterStats::default(),
@@ -263,6 +282,7 @@ impl Adapters {
             bytes,
             load,
             merge,
+            failed: OnceLock::new(),
         });
         // Where memory is full, those that are there are as likely to be asked for next.
         if pool.residents.used() + bytes <= capacity && pool.residents.reserve(id, bytes).is_some()
@@ -288,24 +308,33 @@ impl Adapters {
             return Err(AdapterError::Unknown(name.into()));
         };
         let id = named.entry.id;
-        pool.failed
-            .insert(id, format!("the adapter {name:?} was removed"));
+        // Another reason may be there already.
+        let _ = named
+            .entry
+            .failed
+            .set(format!("the adapter {name:?} was removed"));
         if !pool.residents.awaits(id) {
             pool.drop_if_idle(id);
         }
+        // Weights that it was merged into are given back with nobody waiting.
+        drop(pool);
+        drop(named);
         Ok(())
     }
 
     /// The adapter of a request.
     pub(crate) fn find(&self, name: &str) -> Option<Way> {
         let mut pool = self.lock();
+        let (fresh, pool) = (pool.next, &mut *pool);
         let named = pool.names.get_mut(name)?;
         named.requests += 1;
+        if named.entry.failed.get().is_some() {
+            // It may be there again now; whoever has seen it fail, keeps what it saw.
+            pool.next += 1;
+            named.entry = Arc::new(named.entry.again(fresh));
+        }
         let entry = named.entry.clone();
-        // What could not be read before may be there now.
-        let merged = named.merged.clone();
-        pool.failed.remove(&entry.id);
-        if let Some(merged) = merged {
+        if let Some(merged) = named.merged.clone() {
             return Some(Way::Merged(entry, merged));
         }
         pool.stats.hits += u64::from(pool.residents.holds(entry.id));
@@ -384,7 +413,7 @@ impl Adapters {
         if pool.residents.pin(entry.id) {
             return Wish::Here(pool.here[&entry.id].clone());
         }
-        if let Some(why) = pool.failed.get(&entry.id) {
+        if let Some(why) = entry.failed.get() {
             return Wish::Failed(why.clone());
         }
         if pool.residents.awaits(entry.id) {
@@ -405,17 +434,21 @@ impl Adapters {
     pub(crate) fn give_back(&self, entry: &Entry) {
         let mut pool = self.lock();
         pool.residents.unpin(entry.id);
-        if pool.failed.contains_key(&entry.id) {
+        if entry.failed.get().is_some() {
             pool.drop_if_idle(entry.id);
         }
     }
 
-    /// Waits until one was read.
-    pub(crate) fn wait(&self) {
+    /// Times that one was read so far.
+    pub(crate) fn loads(&self) -> u64 {
+        self.lock().stats.loads
+    }
+
+    /// Waits until one more than `before` was read.
+    pub(crate) fn wait(&self, before: u64) {
         let pool = self.lock();
         // Bounded: whoever waits also has other things to look after.
-        let most = Duration::from_millis(20);
-        let before = pool.stats.loads;
+        let most = Duration::from_millis(2);
         let _ = self
             .read
             .wait_timeout_while(pool, most, |pool| pool.stats.loads == before);
@@ -429,12 +462,13 @@ impl Adapters {
         if let Some(named) = pool.names.get_mut(&entry.name) {
             named.loads += 1;
         }
-        let found = found.and_then(|adapter| match size(&adapter) <= entry.bytes {
-            true => Ok(adapter),
-            false => Err(format!("{}: its files were changed", entry.name)),
+        let found = found.and_then(|adapter| {
+            let same = (size(&adapter), adapter.positions()) == (entry.bytes, entry.positions);
+            same.then_some(adapter)
+                .ok_or_else(|| format!("{}: its files were changed", entry.name))
         });
         match found {
-            Ok(adapter) if !pool.failed.contains_key(&entry.id) => {
+            Ok(adapter) if entry.failed.get().is_none() => {
                 pool.residents.commit(entry.id);
                 pool.here.insert(entry.id, Arc::new(adapter));
             }
@@ -442,7 +476,7 @@ impl Adapters {
             Err(why) => {
                 tracing::error!("an adapter could not be read: {why}");
                 pool.residents.remove(entry.id);
-                pool.failed.insert(entry.id, why);
+                let _ = entry.failed.set(why);
             }
         }
         self.read.notify_all();
@@ -484,7 +518,10 @@ impl Pool {
             let started = thread.spawn(move || {
                 for entry in wishes {
                     let start = Instant::now();
-                    let found = (entry.load)();
+                    // A reader that panics has failed, and spares those behind it.
+                    let load = AssertUnwindSafe(|| (entry.load)());
+                    let found = catch_unwind(load)
+                        .unwrap_or_else(|_| Err(format!("{}: reading it panicked", entry.name)));
                     let Some(all) = all.upgrade() else { return };
                     all.arrived(&entry, found, start.elapsed());
                 }
@@ -498,10 +535,8 @@ impl Pool {
         if reader.send(entry.clone()).is_err() {
             self.reader = None;
             self.residents.remove(entry.id);
-            self.failed.insert(
-                entry.id,
-                "adapters cannot be read at the moment".to_string(),
-            );
+            let why = "adapters cannot be read at the moment".to_string();
+            let _ = entry.failed.set(why);
         }
     }
 }
@@ -532,8 +567,9 @@ mod tests {
 
     fn wait_for(all: &Arc<Adapters>, entry: &Arc<Entry>) -> Wish {
         loop {
+            let before = all.loads();
             match all.wish(entry) {
-                Wish::Coming => all.wait(),
+                Wish::Coming => all.wait(before),
                 other => return other,
             }
         }
@@ -620,6 +656,12 @@ mod tests {
         all.give_back(&b);
         let a = find(&all, "a");
         assert!(matches!(wait_for(&all, &a), Wish::Failed(why) if why.contains("gone")));
+        // A later request finds it when it is there again; who saw it fail keeps to that.
+        gone.store(false, std::sync::atomic::Ordering::SeqCst);
+        let again = find(&all, "a");
+        assert!(matches!(wait_for(&all, &again), Wish::Here(_)));
+        assert!(matches!(all.wish(&a), Wish::Failed(_)));
+        all.give_back(&again);
         assert!(matches!(wait_for(&all, &b), Wish::Here(_)));
     }
 

@@ -54,6 +54,8 @@ pub(crate) struct Loop {
     sequences: Vec<Sequence>,
     /// Some of them wait for adapters that are being read.
     adapters_coming: bool,
+    /// Times that one had been read when they were asked for.
+    adapters_read: u64,
     // Reused in every step.
     turns: Vec<Turn>,
     order: Vec<usize>,
@@ -148,6 +150,7 @@ impl Loop {
             cache,
             sequences: Vec::new(),
             adapters_coming: false,
+            adapters_read: 0,
             turns: Vec::new(),
             order: Vec::new(),
             state: State::default(),
@@ -211,8 +214,10 @@ impl Loop {
             let time = self.clock.now() - start;
             self.account(&load, time);
             self.record(&step, start, planning, &load);
+            // What has ended keeps no adapter in memory.
+            self.batch.variants.clear();
         } else if self.adapters_coming {
-            self.shared.adapters.wait();
+            self.shared.adapters.wait(self.adapters_read);
         } else if !self.sequences.is_empty() {
             self.cache.wait_for_pages(self.executor.as_mut());
         }
@@ -401,14 +406,16 @@ impl Loop {
         let tokenizer = self.tokenizer.as_deref();
         let now = self.clock.now();
         // Where there is no room, those behind may not take it from who waits for it.
+        self.adapters_read = adapters.loads();
         let (mut places, mut room, mut coming) = (self.limits.running, true, false);
         self.order.retain(|&index| {
             let sequence = &mut sequences[index];
+            let here = places > 0;
             places = places.saturating_sub(1);
             let Some(entry) = sequence.lacks() else {
                 return true;
             };
-            if !room || places == 0 {
+            if !room || !here {
                 return false;
             }
             match adapters.wish(entry) {
@@ -422,7 +429,8 @@ impl Loop {
             }
             false
         });
-        self.adapters_coming = coming;
+        // Without room, somebody's adapter must first come and go.
+        self.adapters_coming = coming || !room;
     }
 
     /// The step's budget.

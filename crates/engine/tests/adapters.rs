@@ -204,3 +204,21 @@ fn names_come_and_go_while_requests_run() {
     let error = engine.add_adapter(wrong).unwrap_err();
     assert_eq!(error.to_string(), "wrong: made for another base");
 }
+
+#[test]
+fn one_place_is_enough_for_a_request_with_an_adapter() {
+    let model = SharedModel::new(open(&folder("llama")).unwrap().model);
+    let executor = CpuExecutor::new(model.clone(), Team::new(1), KvType::F32, 50, 256);
+    let config = EngineConfig {
+        max_running: 1,
+        ..EngineConfig::default()
+    };
+    let engine = Engine::start(Box::new(executor), None, config);
+    engine
+        .add_adapter(new(&model, "lora", &Arc::default()))
+        .unwrap();
+    let outputs = [1, 2, 3].map(|i| engine.submit(request(Some("lora"), i)).unwrap());
+    for output in outputs {
+        assert_eq!(answer(output).0.len(), 12);
+    }
+}

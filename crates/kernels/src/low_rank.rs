@@ -88,6 +88,7 @@ pub fn add_low_rank(team: &Team, terms: &[LowRankTerm<'_>], outs: &mut [&mut [f3
 
 fn check(terms: &[LowRankTerm<'_>], outs: &[&mut [f32]]) {
     let mut taken: Vec<Vec<bool>> = outs.iter().map(|_| Vec::new()).collect();
+    let mut widths: Vec<Option<usize>> = outs.iter().map(|_| None).collect();
     for term in terms {
         let (cols, n) = (term.a.cols(), term.b.cols());
         assert_eq!(term.a.rows(), term.b.rows(), "the rank of both factors");
@@ -96,6 +97,8 @@ fn check(terms: &[LowRankTerm<'_>], outs: &[&mut [f32]]) {
             term.after.is_none_or(|after| after.len() == n),
             "a factor for each output"
         );
+        let width = *widths[term.out].get_or_insert(n);
+        assert_eq!(width, n, "terms of one output are as wide as it");
         let taken = &mut taken[term.out];
         let rows = outs[term.out].len() / n.max(1);
         taken.resize(rows, false);

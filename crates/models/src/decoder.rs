@@ -226,6 +226,7 @@ impl Decoder {
             self.feed_forward(team, layer, s);
         }
         self.emit(team, batch, s, out);
+        s.who.forget();
     }
 
     /// The batch's rows, as packed weights multiply them.

@@ -72,7 +72,7 @@ impl Family {
     pub(crate) fn add(&mut self, new: Weights) -> usize {
         if let Some(number) = self.vacant.pop() {
             self.members[number] = new;
-            self.compare(number);
+            self.compare_from(number);
             return number;
         }
         let number = self.members.len();
@@ -88,13 +88,16 @@ impl Family {
     /// Forgets a member; its number may be another's later.
     pub(crate) fn forget(&mut self, number: usize) {
         self.members[number] = self.members[0].clone();
-        self.compare(number);
+        self.compare_from(number);
         self.vacant.push(number);
     }
 
-    /// Finds out with which earlier members one shares its weights. Later ones never share with
-    /// it what they do not share with an earlier one: only what is merged comes after the start,
-    /// and that is of its own memory.
+    /// The same of one and of those after it, which may have shared with it.
+    fn compare_from(&mut self, number: usize) {
+        (number..self.members.len()).for_each(|number| self.compare(number));
+    }
+
+    /// Finds out with which earlier members one shares its weights.
     fn compare(&mut self, number: usize) {
         let (before, rest) = self.members.split_at(number);
         let new = &rest[0];
@@ -156,9 +159,7 @@ impl Family {
     pub(crate) fn substitute(&mut self, similar: &Similar) {
         let layer = self.members[similar.with].layers[similar.layer].clone();
         self.members[similar.member].layers[similar.layer] = layer;
-        for number in similar.member..self.members.len() {
-            self.compare(number);
-        }
+        self.compare_from(similar.member);
     }
 
     /// The first member with the same weights of a stage.

@@ -160,6 +160,12 @@ impl Who {
         self.whole.member = self.present.first().copied().unwrap_or(0);
     }
 
+    /// Keeps no adapter in memory.
+    pub(crate) fn forget(&mut self) {
+        self.whole.adapted.clear();
+        self.parts.iter_mut().for_each(|part| part.adapted.clear());
+    }
+
     /// The member of a row.
     pub(crate) fn member(&self, row: usize) -> usize {
         self.member.get(row).map_or(0, |&m| m as usize)

@@ -94,7 +94,10 @@ impl SharedModel {
         // Who runs a step holds the old one until its end.
         let mut decoder = decoder.clone();
         let result = change(&mut decoder);
-        *place = Arc::new(Model::Decoder(decoder));
+        let old = std::mem::replace(&mut *place, Arc::new(Model::Decoder(decoder)));
+        // What only the old one had is given back with nobody waiting.
+        drop(place);
+        drop(old);
         Some(result)
     }
 }

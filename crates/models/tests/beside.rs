@@ -190,3 +190,26 @@ fn what_does_not_merge_says_why() {
         assert!(error.to_string().contains(why), "{name}: {error}");
     }
 }
+
+#[test]
+fn a_merged_adapter_outlives_its_twin() {
+    let shared = SharedModel::new(open(&folder("llama")).unwrap().model);
+    let team = Team::new(1);
+    // Tuned norms are equal without being the same memory.
+    let of = |name: &str| {
+        let Model::Decoder(decoder) = &*shared.get() else {
+            panic!("llama is a decoder");
+        };
+        adapter(name, decoder)
+    };
+    let ids = golden("peft/ln").ids("input_ids");
+    let first = shared.merge(0, &of("ln"), &team).unwrap();
+    let twin = shared.merge(0, &of("ln"), &team).unwrap();
+    let now = |member| logits(&shared.get(), &[with(None, member, &ids)], 64).remove(0);
+    let expected = now(twin.member);
+    assert!(now(first.member) == expected && now(0) != expected);
+    drop(first);
+    assert!(now(twin.member) == expected);
+    let other = shared.merge(0, &of("lora"), &team).unwrap();
+    assert!(now(twin.member) == expected && now(other.member) != expected);
+}

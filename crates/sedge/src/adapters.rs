@@ -65,7 +65,7 @@ impl Adapters {
         let (model, member, stored) = (self.model.clone(), self.member, stored.to_owned());
         let identity = *manifest.content().as_bytes();
         let load = move || {
-            let (config, tensors) = parts(&stored)?;
+            let (config, tensors) = parts(&stored, &identity)?;
             let model = model.get();
             let adapter = Adapter::from_parts_for(&config, tensors, &model, member);
             adapter.map_err(|e| e.to_string())
@@ -77,8 +77,16 @@ impl Adapters {
     pub(crate) fn of_folder(&self, name: &str, folder: &Path) -> io::Result<NewAdapter> {
         let (model, member, folder) = (self.model.clone(), self.member, folder.to_owned());
         let identity = identity(&folder)?;
-        let load =
-            move || Adapter::open_for(&folder, &model.get(), member).map_err(|e| e.to_string());
+        let load = move || {
+            let adapter = Adapter::open_for(&folder, &model.get(), member);
+            let adapter = adapter.map_err(|e| e.to_string())?;
+            // What was computed with the old one is kept under the old one's hash.
+            let now = self::identity(&folder).map_err(|e| e.to_string())?;
+            match now == identity {
+                true => Ok(adapter),
+                false => Err(format!("{}: its files were changed", folder.display())),
+            }
+        };
         Ok(self.new_adapter(name, identity, Arc::new(load)))
     }
 
@@ -108,9 +116,12 @@ impl Adapters {
 }
 
 /// A stored adapter's configuration and tensors.
-fn parts(name: &str) -> Result<(String, IndexMap<String, Tensor>), String> {
+fn parts(name: &str, identity: &[u8; 32]) -> Result<(String, IndexMap<String, Tensor>), String> {
     let store = store::store().map_err(|_| "there is no store any more".to_owned())?;
     let stored = store.load(name).map_err(|e| e.to_string())?;
+    if stored.manifest.content().as_bytes() != identity {
+        return Err(format!("{name}: the stored adapter is another one now"));
+    }
     let config = stored.files.get("adapter_config.json");
     let config = config.ok_or_else(|| format!("{name}: adapter_config.json is missing"))?;
     let config = String::from_utf8_lossy(config).into_owned();

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use sedge_engine::DiskTier;
 use sedge_kernels::packed_kernels;
+use sedge_models::Similar;
 use sedge_tiers::{Disk, DiskConfig, DiskError};
 
 use crate::failure::Failure;
@@ -19,14 +20,14 @@ pub(crate) fn open(
     folder: &Path,
     capacity: Bytes,
     page_bytes: usize,
-    sources: &[&Source],
+    (sources, near): (&[&Source], &[Similar]),
     machine: &MachineArgs,
 ) -> Result<DiskTier, Failure> {
     let contents: Vec<Option<blake3::Hash>> = sources
         .iter()
         .map(|source| source.content())
         .collect::<Result<_, Failure>>()?;
-    let identity = identity(sources, &contents, machine)
+    let identity = identity(sources, &contents, near, machine)
         .map_err(|error| Failure::new(format_args!("{}: {error}", sources[0].name)))?;
     let name: String = identity[..8].iter().map(|b| format!("{b:02x}")).collect();
     let config = DiskConfig {
@@ -45,10 +46,11 @@ pub(crate) fn open(
 }
 
 /// What keys and values depend on besides the tokens: the models to the last byte, in their order,
-/// and how they are computed and stored.
+/// which layers serve for others', and how they are computed and stored.
 fn identity(
     sources: &[&Source],
     contents: &[Option<blake3::Hash>],
+    near: &[Similar],
     machine: &MachineArgs,
 ) -> io::Result<[u8; 32]> {
     let mut hasher = blake3::Hasher::new();
@@ -61,6 +63,10 @@ fn identity(
         sedge_kernels::rounds_fast(),
     );
     hasher.update(about.as_bytes());
+    for similar in near {
+        let (member, layer, with) = (similar.member, similar.layer, similar.with);
+        hasher.update(format!(" {member}.{layer} of {with}").as_bytes());
+    }
     for (source, content) in sources.iter().zip(contents) {
         if let Some(content) = content {
             hasher.update(content.as_bytes());

@@ -7,7 +7,7 @@ use sedge_engine::{CpuExecutor, Engine, EngineConfig, Executor, Sampling};
 use sedge_formats::template::ChatTemplate;
 use sedge_formats::tokenizer::Tokenizer;
 use sedge_kernels::Team;
-use sedge_models::{Info, Model, SharedModel};
+use sedge_models::{Info, Model, SharedModel, Similar};
 
 use crate::adapters::Adapters;
 use crate::costs;
@@ -87,6 +87,8 @@ pub(crate) fn launch_all(
 struct Group<'a> {
     model: Model,
     members: Vec<Member<'a>>,
+    /// Layers of others in place of a member's own.
+    near: Vec<Similar>,
 }
 
 /// What is a model's own.
@@ -148,6 +150,7 @@ impl<'a> Group<'a> {
         groups.push(Group {
             model,
             members: vec![member],
+            near: Vec::new(),
         });
         Ok(())
     }
@@ -161,7 +164,8 @@ impl<'a> Group<'a> {
             .map(|m| m.source.name.as_str())
             .collect();
         let tokenizer = &self.members[0].tokenizer;
-        share.approximate(&mut self.model, &names, tokenizer, machine, &team)
+        self.near = share.approximate(&mut self.model, &names, tokenizer, machine, &team)?;
+        Ok(())
     }
 
     /// The file that all weights are of, if it is one.
@@ -215,7 +219,13 @@ impl<'a> Group<'a> {
         if let Some((folder, capacity)) = load.and_then(LoadArgs::disk).filter(|_| generates) {
             let sources: Vec<&Source> = self.members.iter().map(|m| m.source).collect();
             let page_bytes = executor.page_bytes();
-            let disk = disk::open(folder, capacity, page_bytes, &sources, machine)?;
+            let disk = disk::open(
+                folder,
+                capacity,
+                page_bytes,
+                (&sources, &self.near),
+                machine,
+            )?;
             config.cache.disk = Some(disk);
         }
         if config.tbt_slo.is_some() && generates {

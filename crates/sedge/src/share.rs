@@ -64,7 +64,7 @@ fn parse_percent(text: &str) -> Result<f64, String> {
 
 impl ShareArgs {
     /// Lets near layers serve for each other where that costs little enough, and shows what it
-    /// costs. `names` are the members' names.
+    /// costs. `names` are the members' names. What was shared.
     pub(crate) fn approximate(
         &self,
         model: &mut Model,
@@ -72,9 +72,9 @@ impl ShareArgs {
         tokenizer: &Tokenizer,
         machine: &MachineArgs,
         team: &Team,
-    ) -> Result<(), Failure> {
+    ) -> Result<Vec<Similar>, Failure> {
         let Some(path) = self.share_text.as_ref().filter(|_| names.len() > 1) else {
-            return Ok(());
+            return Ok(Vec::new());
         };
         let text = std::fs::read_to_string(path).map_err(|e| Failure::file(path, &e))?;
         let tokens = tokenizer.encode(&text, false, false);
@@ -85,8 +85,9 @@ impl ShareArgs {
                 "sedge: no layers are as near as {}: only what is equal is shared",
                 self.min_similarity
             ));
-            return Ok(());
+            return Ok(near);
         }
+        let mut shared = Vec::new();
         let mut line = ProgressLine::new();
         let mut rows = vec![
             ["model", "layers", "cosine", "perplexity", "top-1", ""]
@@ -113,6 +114,7 @@ impl ShareArgs {
                 of_member
                     .iter()
                     .for_each(|similar| model.substitute(similar));
+                shared.extend(&of_member);
             }
             let [before, after] = cost.perplexities();
             let least = of_member.iter().map(|s| s.cosine).fold(1.0, f64::min);
@@ -134,7 +136,7 @@ impl ShareArgs {
             path.display(),
             table(&rows).trim_end()
         ));
-        Ok(())
+        Ok(shared)
     }
 
     /// A member with its own layers, against the same with those of others.

@@ -70,19 +70,13 @@ fn near_layers_serve_for_each_other_where_that_costs_little() {
         own.answer("tuned", PROMPTS[1]),
     );
     assert_ne!(base, exact);
-    let limits = |loss| {
-        [
-            "--share-text",
-            short,
-            "--min-similarity",
-            "0.9",
-            "--max-loss",
-            loss,
-        ]
+    let limits = |cosine| {
+        let text = ["--share-text", short, "--max-loss", "50%"];
+        [&models[..], &text, &["--min-similarity", cosine]].concat()
     };
-    let near = Serving::start(&[&models[..], &limits("50%")].concat());
+    let near = Serving::start(&limits("0.9"));
     assert_eq!(near.answer("tuned", PROMPTS[1]), base);
-    // What costs more than is allowed is not done.
-    let kept = Serving::start(&[&models[..], &limits("0%")].concat());
+    // What is not near enough stays apart.
+    let kept = Serving::start(&limits("0.99999"));
     assert_eq!(kept.answer("tuned", PROMPTS[1]), exact);
 }
