@@ -9,6 +9,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use sedge_kernels::Arena;
 use sedge_models::{Adapter, Merged};
 use sedge_tiers::Residents;
 
@@ -194,6 +195,8 @@ pub(crate) struct Adapters {
     pool: Mutex<Pool>,
     /// Rings when one was read, or could not be.
     read: Condvar,
+    /// Where those in memory lie, made for the first; `None` where it cannot be had.
+    arena: OnceLock<Option<Arena>>,
 }
 
 #[derive(Debug)]
@@ -226,7 +229,18 @@ impl Adapters {
                 stats: AdapterStats::default(),
             }),
             read: Condvar::new(),
+            arena: OnceLock::new(),
         })
+    }
+
+    /// Moves an adapter to where those in memory lie.
+    fn settle(&self, adapter: Adapter) -> Adapter {
+        let capacity = || usize::try_from(self.lock().residents.capacity()).ok();
+        let arena = self.arena.get_or_init(|| Arena::new(capacity()?).ok());
+        match arena {
+            Some(arena) => adapter.kept_in(arena),
+            None => adapter,
+        }
     }
 
     /// A panic while it is locked leaves a pool that is still usable.
@@ -285,10 +299,17 @@ impl Adapters {
             failed: OnceLock::new(),
         });
         // Where memory is full, those that are there are as likely to be asked for next.
-        if pool.residents.used() + bytes <= capacity && pool.residents.reserve(id, bytes).is_some()
-        {
+        let room = pool.residents.used() + bytes <= capacity;
+        if room && pool.residents.reserve(id, bytes).is_some() {
+            drop(pool);
+            let adapter = Arc::new(self.settle(adapter));
+            pool = self.lock();
+            if pool.names.contains_key(&name) {
+                pool.residents.remove(id);
+                return Err(AdapterError::Exists(name));
+            }
             pool.residents.commit(id);
-            pool.here.insert(id, Arc::new(adapter));
+            pool.here.insert(id, adapter);
         }
         let named = Named {
             entry,
@@ -456,6 +477,7 @@ impl Adapters {
 
     /// One was read, or could not be.
     fn arrived(&self, entry: &Entry, found: Result<Adapter, String>, time: Duration) {
+        let found = found.map(|adapter| self.settle(adapter));
         let mut pool = self.lock();
         pool.stats.loads += 1;
         pool.stats.loading += time;

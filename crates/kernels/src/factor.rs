@@ -1,8 +1,10 @@
 //! Low-rank factors in memory, in the order in which they are read.
 
+use std::collections::HashMap;
+
 use bytes::Bytes;
 
-use crate::{DType, Matrix};
+use crate::{Arena, DType, Matrix};
 
 /// Columns that lie together.
 pub(crate) const LANES: usize = 16;
@@ -67,6 +69,23 @@ impl Factor {
     /// What it takes in memory.
     pub fn bytes(&self) -> &Bytes {
         &self.data
+    }
+
+    /// The same in an arena, as long as there is room. What shares memory shares it there too:
+    /// `kept` remembers what was moved from where.
+    pub fn kept_in(&self, arena: &Arena, kept: &mut HashMap<*const u8, Bytes>) -> Factor {
+        let data = match kept.get(&self.data.as_ptr()) {
+            Some(data) => data.clone(),
+            None => {
+                let data = arena.keep(&self.data).unwrap_or_else(|| self.data.clone());
+                kept.insert(self.data.as_ptr(), data.clone());
+                data
+            }
+        };
+        Factor {
+            data,
+            ..self.clone()
+        }
     }
 
     /// A value.

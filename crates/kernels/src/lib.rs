@@ -11,6 +11,7 @@
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+mod arena;
 mod attention;
 mod bidirectional;
 mod block;
@@ -32,6 +33,7 @@ mod simd;
 mod team;
 mod weight;
 
+pub use arena::Arena;
 pub use attention::{Attention, Segment, attend};
 pub use bidirectional::attend_all;
 pub use block::{CodecError, dequantize, quantize};

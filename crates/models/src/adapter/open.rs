@@ -1,12 +1,12 @@
 //! Opening an adapter: a folder in PEFT's layout, or the same two parts in memory.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use bytes::Bytes;
 use indexmap::IndexMap;
 use sedge_formats::safetensors::{Checkpoint, Tensor};
-use sedge_kernels::Matrix;
+use sedge_kernels::{Arena, Matrix};
 
 use super::error::AdapterError;
 use super::method::{self, Acts};
@@ -135,6 +135,22 @@ impl Adapter {
             });
         }
         Ok(adapter)
+    }
+
+    /// The same with its factors in an arena, in the order in which a step reads them, as far as
+    /// there is room.
+    pub fn kept_in(mut self, arena: &Arena) -> Adapter {
+        let mut kept = HashMap::new();
+        let parts = self.layers.iter_mut().flat_map(|layer| &mut layer.parts);
+        for change in parts.chain([&mut self.head]).flatten() {
+            for term in &mut change.terms {
+                if let Term::LowRank(term) = term {
+                    term.a = term.a.kept_in(arena, &mut kept);
+                    term.b = term.b.kept_in(arena, &mut kept);
+                }
+            }
+        }
+        self
     }
 
     /// The method by which it was tuned, as its authors write it.

@@ -7,7 +7,7 @@ use std::time::Instant;
 use clap::Args;
 use sedge_bench::{Spread, Task, time_of};
 use sedge_engine::CpuExecutor;
-use sedge_kernels::{DType, Team};
+use sedge_kernels::{Arena, DType, Team};
 use sedge_models::{
     Adapter, AdapterPlan, Merged, Model, SharedModel, Variant, synth_adapter, synth_methods,
 };
@@ -131,6 +131,10 @@ pub(super) fn run(args: &AdaptersArgs) -> Result<(), Failure> {
     }
     let adapters = make(args, &opened.model, &mut line)?;
     let bytes: u64 = adapters.iter().map(|a| a.bytes() as u64).sum();
+    // As an engine keeps them.
+    let arena = Arena::new(bytes as usize).map_err(Failure::new)?;
+    let keep = |a: Arc<Adapter>| Arc::new(Adapter::clone(&a).kept_in(&arena));
+    let adapters: Vec<Arc<Adapter>> = adapters.into_iter().map(keep).collect();
     let team = Team::new(threads);
     args.weights.ready(&args.model, &mut opened.model, &team)?;
 
