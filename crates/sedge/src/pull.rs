@@ -30,7 +30,7 @@ and NO_PROXY for proxies, SSL_CERT_FILE for certificates, SEDGE_HOME for another
 #[derive(clap::Args)]
 #[command(after_help = ABOUT)]
 pub(crate) struct Args {
-    /// hf:ORG/NAME[@REVISION][:FILE], or a GGUF file or folder of this machine
+    /// `hf:ORG/NAME[@REVISION][:FILE]`, or a GGUF file or folder of this machine
     #[arg(value_name = "SOURCE")]
     source: String,
 
