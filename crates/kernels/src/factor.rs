@@ -94,7 +94,13 @@ impl Factor {
     /// When row or column is out of range.
     pub fn get(&self, row: usize, col: usize) -> f32 {
         assert!(col < self.cols, "column {col} of {}", self.cols);
-        self.value(self.place(row, col / LANES) + col % LANES)
+        let (start, stride) = self.place(row);
+        let at = start + col / LANES * stride + col % LANES;
+        match self.values() {
+            Values::F32(x) => x[at],
+            Values::F16(x) => of_f16(x[at]),
+            Values::Bf16(x) => of_bf16(x[at]),
+        }
     }
 
     /// Decodes one row into `out`, of as many values as there are columns.
@@ -103,28 +109,22 @@ impl Factor {
     /// When the row or the length of `out` is out of range.
     pub fn row(&self, row: usize, out: &mut [f32]) {
         assert_eq!(out.len(), self.cols);
-        for (chunk, out) in out.chunks_mut(LANES).enumerate() {
-            let start = self.place(row, chunk);
-            for (lane, out) in out.iter_mut().enumerate() {
-                *out = self.value(start + lane);
-            }
+        let place = self.place(row);
+        match self.values() {
+            Values::F32(x) => gather(x, place, out, |v| v),
+            Values::F16(x) => gather(x, place, out, of_f16),
+            Values::Bf16(x) => gather(x, place, out, of_bf16),
         }
     }
 
-    /// Where sixteen columns of a row begin.
-    fn place(&self, row: usize, chunk: usize) -> usize {
+    /// Where the first sixteen columns of a row lie, and how far it is to the next ones.
+    fn place(&self, row: usize) -> (usize, usize) {
+        assert!(row < self.rank, "row {row} of {}", self.rank);
         let mut blocks = blocks(self.rank);
         let found = blocks.find(|(first, height)| row < first + height);
-        let (first, height) = found.expect("a row of the factor");
-        first * self.cols.next_multiple_of(LANES) + (chunk * height + row - first) * LANES
-    }
-
-    fn value(&self, at: usize) -> f32 {
-        match self.values() {
-            Values::F32(x) => x[at],
-            Values::F16(x) => half::f16::from_bits(x[at]).to_f32(),
-            Values::Bf16(x) => half::bf16::from_bits(x[at]).to_f32(),
-        }
+        let (first, height) = found.expect("the blocks hold all rows");
+        let start = first * self.cols.next_multiple_of(LANES) + (row - first) * LANES;
+        (start, height * LANES)
     }
 
     pub(crate) fn values(&self) -> Values<'_> {
@@ -144,6 +144,29 @@ impl Factor {
             DType::F16 => Values::F16(unsafe { std::slice::from_raw_parts(start.cast(), len) }),
             // SAFETY: as above.
             _ => Values::Bf16(unsafe { std::slice::from_raw_parts(start.cast(), len) }),
+        }
+    }
+}
+
+fn of_f16(bits: u16) -> f32 {
+    half::f16::from_bits(bits).to_f32()
+}
+
+fn of_bf16(bits: u16) -> f32 {
+    half::bf16::from_bits(bits).to_f32()
+}
+
+/// Reads sixteen columns at a time.
+fn gather<T: Copy>(
+    values: &[T],
+    (start, stride): (usize, usize),
+    out: &mut [f32],
+    decode: impl Fn(T) -> f32,
+) {
+    for (chunk, out) in out.chunks_mut(LANES).enumerate() {
+        let values = &values[start + chunk * stride..];
+        for (out, &value) in out.iter_mut().zip(values) {
+            *out = decode(value);
         }
     }
 }
