@@ -1,6 +1,6 @@
 //! Low-rank terms of many adapters, added to products of one flat batch of rows.
 //!
-//! Each adapter's factors are read once for up to eight of its rows, from f32, f16 or bf16 as
+//! Each adapter's factors are read once for up to six of its rows, from f32, f16 or bf16 as
 //! they are stored (the gathered products of Punica, Chen et al., MLSys 2024, on a CPU). Every
 //! output is summed in an order that the factors' shapes fix, so a row's result does not depend
 //! on the rows beside it.

@@ -25,7 +25,7 @@ pub(crate) struct Part {
 pub(crate) struct Adapted {
     adapters: Vec<(Arc<Adapter>, Vec<u32>)>,
     /// For each row one more than the number of its adapter, 0 without one. Empty without any.
-    row: Vec<u16>,
+    row: Vec<u32>,
 }
 
 impl Adapted {
@@ -34,12 +34,8 @@ impl Adapted {
         let mut some = Adapted::default();
         if !self.is_empty() {
             for (i, &row) in rows.iter().enumerate() {
-                let number = self.row.get(row as usize).copied().unwrap_or(0);
-                if let Some((adapter, _)) = usize::from(number)
-                    .checked_sub(1)
-                    .map(|n| &self.adapters[n])
-                {
-                    some.add(adapter, i..i + 1);
+                if let Some(number) = self.number(row as usize) {
+                    some.add(&self.adapters[number].0, i..i + 1);
                 }
             }
         }
@@ -55,10 +51,14 @@ impl Adapted {
         self.adapters.is_empty()
     }
 
+    /// The number of a row's adapter.
+    fn number(&self, row: usize) -> Option<usize> {
+        (*self.row.get(row)? as usize).checked_sub(1)
+    }
+
     /// A row's adapter.
     pub(crate) fn of(&self, row: usize) -> Option<&Adapter> {
-        let number = *self.row.get(row)?;
-        let (adapter, _) = self.adapters.get(usize::from(number).checked_sub(1)?)?;
+        let (adapter, _) = self.adapters.get(self.number(row)?)?;
         Some(adapter)
     }
 
@@ -75,7 +75,7 @@ impl Adapted {
             if self.row.len() <= row {
                 self.row.resize(row + 1, 0);
             }
-            self.row[row] = number as u16 + 1;
+            self.row[row] = number as u32 + 1;
             self.adapters[number].1.push(row as u32);
         }
     }
