@@ -1,0 +1,2 @@
+//! Makes a model fit a budget with the least loss.
+#![deny(missing_docs)]
