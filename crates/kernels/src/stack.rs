@@ -29,6 +29,7 @@ use std::sync::OnceLock;
 
 use bytes::Bytes;
 use half::f16;
+use memmap2::MmapMut;
 
 use crate::packed::layout::{GROUP, SLAB, STRIP};
 
@@ -48,6 +49,9 @@ pub enum StackError {
     /// A factor is infinite or no number.
     #[error("a factor of the block is not finite")]
     NotFinite,
+    /// There is no memory for a copy.
+    #[error("there is no memory for a block: {0}")]
+    Memory(String),
     /// A stack of nothing.
     #[error("a stack has one block at least")]
     Empty,
@@ -57,6 +61,8 @@ pub enum StackError {
 #[derive(Debug, Clone)]
 pub struct StackBlock {
     rank: usize,
+    /// Where its factors begin.
+    factors: usize,
     data: Bytes,
 }
 
@@ -70,10 +76,11 @@ impl StackBlock {
         WORD * (strips * cols + rank * (strips * STRIP + cols))
     }
 
-    /// Takes a block's bytes as they are stored. The rank follows from their number.
+    /// Takes a block's bytes as they are stored. The rank follows from their number; nothing of
+    /// them is read.
     ///
     /// # Errors
-    /// When the size is that of no rank, or a factor is not finite.
+    /// When the size is that of no rank.
     pub fn new(rows: usize, cols: usize, data: Bytes) -> Result<StackBlock, StackError> {
         let found = data.len();
         let wrong = StackError::Size { rows, cols, found };
@@ -84,11 +91,31 @@ impl StackBlock {
         let factors = found.checked_sub(signs).filter(|f| *f > 0);
         let rank = factors.filter(|f| f.is_multiple_of(one - signs));
         let rank = rank.ok_or(wrong)? / (one - signs);
-        let words = data[signs..].as_chunks::<WORD>().0;
+        let factors = signs;
+        Ok(StackBlock {
+            rank,
+            factors,
+            data,
+        })
+    }
+
+    /// A copy in memory of its own, which goes back to the system when the copy's last clone is
+    /// gone.
+    ///
+    /// # Errors
+    /// When the memory cannot be had, or a factor is not finite.
+    pub fn load(&self) -> Result<StackBlock, StackError> {
+        let words = self.data[self.factors..].as_chunks::<WORD>().0;
         if words.iter().any(|w| !f16::from_le_bytes(*w).is_finite()) {
             return Err(StackError::NotFinite);
         }
-        Ok(StackBlock { rank, data })
+        let memory = MmapMut::map_anon(self.data.len());
+        let mut memory = memory.map_err(|error| StackError::Memory(error.to_string()))?;
+        memory.copy_from_slice(&self.data);
+        Ok(StackBlock {
+            data: Bytes::from_owner(memory),
+            ..*self
+        })
     }
 
     /// The bytes of a block: `negative` tells the sign of `[rows, cols]` values, `u` is
@@ -475,10 +502,13 @@ mod tests {
         let mut spoiled = data.to_vec();
         let last = spoiled.len() - 2;
         spoiled[last..].copy_from_slice(&f16::INFINITY.to_le_bytes());
-        let error = StackBlock::new(20, 70, spoiled.into()).unwrap_err();
-        assert_eq!(error, StackError::NotFinite);
+        let spoiled = StackBlock::new(20, 70, spoiled.into()).unwrap();
+        assert_eq!(spoiled.load().unwrap_err(), StackError::NotFinite);
         assert_eq!(Stack::new(20, 70, vec![]).unwrap_err(), StackError::Empty);
-        let other = StackBlock::new(20, 70, data).unwrap();
+        let other = StackBlock::new(20, 70, data.clone()).unwrap();
+        let loaded = other.load().unwrap();
+        assert_eq!(loaded.bytes(), &data);
+        assert_ne!(loaded.bytes().as_ptr(), data.as_ptr());
         assert!(Stack::new(21, 77, vec![other]).is_err());
     }
 

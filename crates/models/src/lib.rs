@@ -20,10 +20,12 @@ mod merge;
 mod moe;
 mod open;
 mod packed_cache;
+mod resize;
 mod rope;
 mod rows;
 mod shared;
 mod similar;
+mod stack;
 mod synth;
 mod tensors;
 mod weights;
@@ -44,6 +46,9 @@ pub use open::{
 pub use packed_cache::{Cached, PackedCache};
 pub use shared::{Merged, NoMerge, SharedModel};
 pub use similar::Similar;
+pub use stack::{
+    Blocks, MemoryError, Moved, StackMemory, StackedMatrix, stack_metadata, stack_tensors,
+};
 pub use synth::{
     AdapterPlan, Mixture, SynthError, SynthReport, likes, perturb, synth, synth_adapter,
     synth_methods,

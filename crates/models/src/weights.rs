@@ -257,9 +257,15 @@ impl Block<'_> {
     }
 
     fn linear(&self, part: &str, rows: usize, cols: usize) -> Result<Linear, TensorError> {
-        let weight = self.matrix(&format!("{part}.weight"), rows, cols)?;
+        let name = self.name(&format!("{part}.weight"));
+        let stacks = self.tensors.stacks.as_ref();
+        let stacked = stacks.map(|stacks| stacks.matrix(&name, rows, cols));
+        let weight = match stacked.transpose()?.flatten() {
+            Some(stacked) => stacked,
+            None => self.tensors.matrix(&name, rows, cols)?.into(),
+        };
         Ok(Linear {
-            weight: weight.into(),
+            weight,
             bias: self.maybe_vector(&format!("{part}.bias"), rows)?,
         })
     }
