@@ -38,9 +38,9 @@ pub struct Decoder {
 pub struct Scratch {
     positions: Vec<u32>,
     angles: Vec<Angles>,
-    who: Who,
+    pub(crate) who: Who,
     /// All rows, and those of the part that a stage computes where there are several.
-    rows: Rowed,
+    pub(crate) rows: Rowed,
     part: Rowed,
     work: StageWork,
 }
@@ -213,6 +213,16 @@ impl Decoder {
         s: &mut Scratch,
         out: &mut Outputs,
     ) {
+        self.begin(team, batch, s);
+        for layer in 0..self.config.layers.len() {
+            self.layer(team, layer, batch, kv, s);
+        }
+        self.emit(team, batch, s, out);
+        s.who.forget();
+    }
+
+    /// Readies a batch for the first layer.
+    pub(crate) fn begin(&self, team: &Team, batch: &Batch, s: &mut Scratch) {
         let (c, size) = (&self.config, self.rows(batch));
         assert!(
             batch.generated <= size.all,
@@ -225,14 +235,21 @@ impl Decoder {
         }
         s.who.fill(batch, size, &self.family);
         self.embed(team, batch, s);
-        for layer in 0..c.layers.len() {
-            self.project(team, layer, s);
-            self.place(team, layer, batch, kv, s);
-            self.attend(team, layer, batch, kv, s);
-            self.feed_forward(team, layer, s);
-        }
-        self.emit(team, batch, s, out);
-        s.who.forget();
+    }
+
+    /// Brings all rows' states through a layer.
+    pub(crate) fn layer(
+        &self,
+        team: &Team,
+        layer: usize,
+        batch: &Batch,
+        kv: &mut KvPages,
+        s: &mut Scratch,
+    ) {
+        self.project(team, layer, s);
+        self.place(team, layer, batch, kv, s);
+        self.attend(team, layer, batch, kv, s);
+        self.feed_forward(team, layer, s);
     }
 
     /// The batch's rows, as packed weights multiply them.

@@ -67,10 +67,8 @@ impl Encoder {
         };
         let linear = |name: &str, rows: usize, cols: usize| -> Result<Linear, TensorError> {
             let weight = t.matrix(&format!("{name}.weight"), rows, cols)?;
-            Ok(Linear {
-                weight: weight.into(),
-                bias: t.maybe_vector(&format!("{name}.bias"), rows)?,
-            })
+            let bias = t.maybe_vector(&format!("{name}.bias"), rows)?;
+            Ok(Linear::new(weight.into(), bias))
         };
         let layer = |i: usize| -> Result<EncoderLayer, TensorError> {
             let name = |part: &str| format!("blk.{i}.{part}");

@@ -88,6 +88,7 @@ impl<'a> Input<'a> {
     ) -> Input<'a> {
         let cols = readers[0].weight.cols();
         let packed = readers.iter().all(|r| r.weight.is_packed());
+        let keep = keep || readers.iter().any(|r| r.watch.is_some());
         if let (true, Some(forms)) = (packed, forms(readers)) {
             let shape = (rows.all, cols);
             if keep {
@@ -136,6 +137,9 @@ impl<'a> Input<'a> {
 
     fn compute<const N: usize>(&self, team: &Team, reads: [Read<'_>; N], add: bool) {
         let mut packed = reads.map(|Read { linear, out }| {
+            if let Some(watch) = &linear.watch {
+                watch.see(self.plain);
+            }
             let bias = linear.bias.as_deref();
             match &linear.weight {
                 sedge_kernels::Weight::Packed(weight) => Some(Product {
@@ -187,6 +191,7 @@ impl<'a> Input<'a> {
         let weights = (&w.gate.weight, &w.up.weight, &w.down.weight);
         if let (Packed(gates), Packed(ups), Packed(down)) = weights
             && gates.forms() == ups.forms()
+            && w.down.watch.is_none()
         {
             let next = (&mut *converted, down.forms());
             let gates = (gates, w.gate.bias.as_deref());

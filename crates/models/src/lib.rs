@@ -16,6 +16,7 @@ mod encoder;
 mod family;
 mod input;
 mod latent;
+mod layerwise;
 mod merge;
 mod moe;
 mod open;
@@ -38,6 +39,7 @@ pub use convert::{ConvertError, ConvertReport, Origin, Progress, convert};
 pub use decoder::{Decoder, Scratch};
 pub use encoder::{Encoder, EncoderScratch};
 pub use family::JoinError;
+pub use layerwise::{Layerwise, Site};
 pub use merge::{MergeError, merge};
 pub use open::{
     Info, Model, OpenError, Opened, Parts, Piece, Recommended, TensorFact, Workspace, open,

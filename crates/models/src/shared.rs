@@ -196,10 +196,7 @@ fn merge(linear: &mut Linear, change: &Change, team: &Team) -> u64 {
 
 /// The rows of packed weights, as they were stored or in 8 bits.
 fn rows(weight: &Weight, team: &Team) -> Matrix {
-    let mut copy = Linear {
-        weight: weight.clone(),
-        bias: None,
-    };
+    let mut copy = Linear::new(weight.clone(), None);
     if let Weight::Stored(matrix) = weight {
         return matrix.clone();
     }

@@ -1,5 +1,7 @@
 //! A decoder's weights, read from tensors into the shapes that the forward pass walks.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use sedge_kernels::{Matrix, Weight, dequantize};
 
 use crate::config::{Config, Latent, QkNorm};
@@ -10,14 +12,39 @@ use crate::tensors::{Stored, TensorError, Tensors};
 pub(crate) struct Linear {
     pub(crate) weight: Weight,
     pub(crate) bias: Option<Vec<f32>>,
+    /// Keeps the rows that it reads, while a model is calibrated.
+    pub(crate) watch: Option<Watch>,
+}
+
+impl Linear {
+    pub(crate) fn new(weight: Weight, bias: Option<Vec<f32>>) -> Linear {
+        let watch = None;
+        Linear {
+            weight,
+            bias,
+            watch,
+        }
+    }
 }
 
 impl From<Matrix> for Linear {
     fn from(weight: Matrix) -> Linear {
-        Linear {
-            weight: weight.into(),
-            bias: None,
-        }
+        Linear::new(weight.into(), None)
+    }
+}
+
+/// Rows that products have read, as f32, one after the other.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Watch(Arc<Mutex<Vec<f32>>>);
+
+impl Watch {
+    pub(crate) fn see(&self, rows: &[f32]) {
+        self.rows().extend_from_slice(rows);
+    }
+
+    /// What has been seen.
+    pub(crate) fn rows(&self) -> MutexGuard<'_, Vec<f32>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -152,7 +179,7 @@ impl Gated {
 impl LayerWeights {
     /// Every product of the layer but those of a few rows or of one head: the choice of experts
     /// and the ways into and out of a latent space.
-    fn linears(&mut self) -> Vec<&mut Linear> {
+    pub(crate) fn linears(&mut self) -> Vec<&mut Linear> {
         let mut all = match &mut self.projections {
             Projections::Heads { q, k, v, .. } => vec![q, k, v],
             Projections::Latent(latent) => {
@@ -264,10 +291,8 @@ impl Block<'_> {
             Some(stacked) => stacked,
             None => self.tensors.matrix(&name, rows, cols)?.into(),
         };
-        Ok(Linear {
-            weight,
-            bias: self.maybe_vector(&format!("{part}.bias"), rows)?,
-        })
+        let bias = self.maybe_vector(&format!("{part}.bias"), rows)?;
+        Ok(Linear::new(weight, bias))
     }
 
     /// Several products in one matrix, their rows one after the other.
@@ -279,10 +304,8 @@ impl Block<'_> {
         let split = |&n: &usize| {
             let range = start..start + n;
             start += n;
-            Linear {
-                weight: all.slice_rows(range.clone()).into(),
-                bias: bias.as_ref().map(|b| b[range].to_vec()),
-            }
+            let weight = all.slice_rows(range.clone());
+            Linear::new(weight.into(), bias.as_ref().map(|b| b[range].to_vec()))
         };
         Ok(rows.iter().map(split).collect())
     }
