@@ -4,14 +4,13 @@
 //! step begins with the weights that are there. What is given up goes when the last step that
 //! reads it has ended.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::decoder::Decoder;
 use crate::open::Model;
 use crate::shared::SharedModel;
-use crate::stack::{MemoryError, Moved, StackMemory, StacksInUse};
+use crate::stack::{Loaded, MemoryError, Moved, StackMemory, StacksInUse};
 
 /// Bytes of blocks that become visible at once: a wish for less memory waits no longer than they
 /// take to load.
@@ -31,11 +30,7 @@ impl Decoder {
         self.stacks.as_ref().ok_or(MemoryError::NotStacked)
     }
 
-    fn use_blocks(
-        &mut self,
-        blocks: usize,
-        loaded: &HashMap<(usize, usize), sedge_kernels::StackBlock>,
-    ) -> Moved {
+    fn use_blocks(&mut self, blocks: usize, loaded: &Loaded) -> Moved {
         let members = &mut self.family.members;
         let stacks = self.stacks.as_mut();
         stacks.map_or_else(Moved::default, |s| s.apply(members, blocks, loaded))
@@ -71,7 +66,7 @@ impl Model {
     pub fn set_memory(&mut self, bytes: u64) -> Result<StackMemory, MemoryError> {
         let blocks = self.stacks()?.stacks.fitting(bytes)?;
         if let Model::Decoder(decoder) = self {
-            decoder.use_blocks(blocks, &HashMap::new());
+            decoder.use_blocks(blocks, &Loaded::new());
         }
         Ok(self.stacks()?.memory())
     }
@@ -126,7 +121,7 @@ impl SharedModel {
             let wanted = stacks.fitting(self.resizing.target.load(Ordering::Acquire))?;
             let (next, loaded) = match wanted.cmp(blocks) {
                 std::cmp::Ordering::Equal => return Ok(moved),
-                std::cmp::Ordering::Less => (wanted, HashMap::new()),
+                std::cmp::Ordering::Less => (wanted, Loaded::new()),
                 std::cmp::Ordering::Greater => {
                     let next = stacks.run(*blocks, wanted, RUN);
                     (next, stacks.load(*blocks, next)?)

@@ -22,6 +22,8 @@ use sedge_formats::gguf::{Array, Gguf, Value};
 use sedge_kernels::{DType, Packed, Stack, StackBlock, StackError, Weight};
 
 use crate::adapter::{Part, product};
+use crate::decoder::Decoder;
+use crate::open::Model;
 use crate::tensors::{Stored, TensorError};
 use crate::weights::Weights;
 
@@ -55,6 +57,9 @@ pub(crate) struct Stacks {
     /// Bytes after each block of the order, all other weights counted.
     sums: Vec<u64>,
 }
+
+/// Blocks in memory, by matrix and number.
+pub(crate) type Loaded = HashMap<(usize, usize), StackBlock>;
 
 /// How much of a stacked model is in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -342,17 +347,12 @@ impl Stacks {
         counts
     }
 
-    /// Lets weights use as many blocks of each matrix as the first ones of the order are. Blocks
-    /// that are used already stay where they are; others are as the file has them, or `loaded`
-    /// where they are there. The bytes of blocks that came and that went.
-    pub(crate) fn apply(
-        &self,
-        weights: &mut [Weights],
-        blocks: usize,
-        loaded: &HashMap<(usize, usize), StackBlock>,
-    ) -> Moved {
+    /// Lets weights use so many blocks of each matrix. Blocks that are used already stay where they
+    /// are; others are as the file has them, or `loaded` where they are there. The bytes of blocks
+    /// that came and that went.
+    fn apply(&self, weights: &mut [Weights], counts: &[usize], loaded: &Loaded) -> Moved {
         let mut moved = Moved::default();
-        for (number, count) in self.counts(blocks).into_iter().enumerate() {
+        for (number, &count) in counts.iter().enumerate() {
             let matrix = &self.matrices[number];
             let now = self.stack(&weights[0], number).map(|s| s.blocks().to_vec());
             let now = now.unwrap_or_default();
@@ -403,11 +403,7 @@ impl Stacks {
     }
 
     /// Copies blocks `from..to` of the order to memory, those that lie in the file.
-    pub(crate) fn load(
-        &self,
-        from: usize,
-        to: usize,
-    ) -> Result<HashMap<(usize, usize), StackBlock>, MemoryError> {
+    pub(crate) fn load(&self, from: usize, to: usize) -> Result<Loaded, MemoryError> {
         let mut counts = self.counts(from);
         let mut loaded = HashMap::new();
         for &matrix in &self.order[from..to] {
@@ -480,7 +476,7 @@ impl StacksInUse {
     pub(crate) fn all(stacks: Arc<Stacks>, weights: &Weights) -> Result<StacksInUse, TensorError> {
         for (number, matrix) in stacks.matrices.iter().enumerate() {
             if stacks.stack(weights, number).is_none() {
-                return Err(wrong(&matrix.name, "the model has no such matrix"));
+                return Err(wrong(&matrix.name, NO_SUCH));
             }
         }
         let blocks = stacks.len();
@@ -497,9 +493,93 @@ impl StacksInUse {
         &mut self,
         weights: &mut [Weights],
         blocks: usize,
-        loaded: &HashMap<(usize, usize), StackBlock>,
+        loaded: &Loaded,
     ) -> Moved {
         self.blocks = blocks;
-        self.stacks.apply(weights, blocks, loaded)
+        let counts = self.stacks.counts(blocks);
+        self.stacks.apply(weights, &counts, loaded)
+    }
+
+    /// Lets weights use so many blocks of each matrix, whatever the order.
+    pub(crate) fn set_levels(&mut self, weights: &mut [Weights], levels: &[usize]) {
+        self.stacks.apply(weights, levels, &Loaded::new());
     }
 }
+
+impl Decoder {
+    /// Puts stacks in place of matrices.
+    fn put_stacks(
+        &mut self,
+        matrices: Vec<StackedMatrix>,
+        order: Vec<u32>,
+    ) -> Result<(), TensorError> {
+        let stacked: u64 = matrices
+            .iter()
+            .filter_map(|m| {
+                let (layer, part) = place(&m.name)?;
+                let layer = self.family.members[0].layers.get(layer)?;
+                Some(product(layer, part).ok()?.weight.bytes() as u64)
+            })
+            .sum();
+        let fixed = self.family.bytes().saturating_sub(stacked);
+        let stacks = Arc::new(Stacks::new(matrices, order, fixed)?);
+        for (matrix, &(layer, part)) in stacks.matrices.iter().zip(&stacks.places) {
+            for weights in &mut self.family.members {
+                let layer = weights.layers.get_mut(layer);
+                let linear = layer.and_then(|layer| layer.part(part));
+                let linear = linear.ok_or_else(|| wrong(&matrix.name, NO_SUCH))?;
+                let (rows, cols) = (linear.weight.rows(), linear.weight.cols());
+                if let Some(stacked) = stacks.matrix(&matrix.name, rows, cols)? {
+                    linear.weight = stacked;
+                }
+            }
+        }
+        let weights = &self.family.members[0];
+        self.stacks = Some(StacksInUse::all(stacks, weights)?);
+        Ok(())
+    }
+}
+
+impl Model {
+    /// Puts stacks in place of a model's matrices, whose blocks come in this order.
+    ///
+    /// # Errors
+    /// When the model has no such matrix, or of another shape, or the order is not one of all
+    /// blocks; the model is of no use then.
+    pub fn put_stacks(
+        &mut self,
+        matrices: Vec<StackedMatrix>,
+        order: Vec<u32>,
+    ) -> Result<(), TensorError> {
+        match self {
+            Model::Decoder(decoder) => decoder.put_stacks(matrices, order),
+            Model::Encoder(_) => Err(wrong("blk", NO_SUCH)),
+        }
+    }
+
+    /// Uses so many blocks of each stacked matrix, whatever their order: to find out what each
+    /// block is worth. Does nothing where the weights are no stacks.
+    ///
+    /// # Panics
+    /// When there are not as many levels as matrices, or one is 0 or more than there are blocks.
+    pub fn set_levels(&mut self, levels: &[usize]) {
+        if let Model::Decoder(Decoder {
+            family,
+            stacks: Some(stacks),
+            ..
+        }) = self
+        {
+            assert_eq!(
+                levels.len(),
+                stacks.stacks.matrices.len(),
+                "a level for each matrix"
+            );
+            for (level, matrix) in levels.iter().zip(&stacks.stacks.matrices) {
+                assert!((1..=matrix.blocks.len()).contains(level), "level {level}");
+            }
+            stacks.set_levels(&mut family.members, levels);
+        }
+    }
+}
+
+const NO_SUCH: &str = "the model has no such matrix";
