@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use sedge_kernels::{
-    KvPages, KvType, Matrix, PAGE_TOKENS, Packer, Segment, Team, Weight, rms_norm,
+    DType, KvPages, KvType, Matrix, PAGE_TOKENS, Packer, Segment, Team, Weight, rms_norm,
 };
 
 use crate::batch::Batch;
@@ -164,7 +164,9 @@ impl Layerwise {
             ("post_attention_norm", w.post_attention_norm.as_mut()),
             ("post_ffw_norm", w.post_ffn_norm.as_mut()),
         ];
-        let there = post.into_iter().filter_map(|(part, norm)| Some((part, norm?)));
+        let there = post
+            .into_iter()
+            .filter_map(|(part, norm)| Some((part, norm?)));
         all.extend(there.map(|(part, norm)| (name(part), norm)));
         all
     }
@@ -277,17 +279,86 @@ impl Layerwise {
     }
 }
 
+impl Model {
+    /// The same model with one of its matrices, or several that lie in one tensor, in another
+    /// type; packed, if it can be. The others' memory is shared. `None` where it has no such
+    /// products, is no decoder, or the bytes are not of the tensor's shape.
+    pub fn with_tensor(
+        &self,
+        team: &Team,
+        tensor: &str,
+        dtype: DType,
+        bytes: Bytes,
+    ) -> Option<Model> {
+        let Model::Decoder(model) = self else {
+            return None;
+        };
+        let mut model = model.clone();
+        let weights = &mut model.family.members[0];
+        let mut linears: Vec<(usize, &mut Linear)> = match tensor {
+            "output.weight" => vec![(0, &mut weights.head)],
+            "token_embd.weight" if weights.embeddings.is_none() => vec![(0, &mut weights.head)],
+            _ => {
+                let layer: usize = tensor
+                    .strip_prefix("blk.")?
+                    .split('.')
+                    .next()?
+                    .parse()
+                    .ok()?;
+                let fused = ["attn_qkv", "ffn_up"].map(|part| tensor.contains(part));
+                // In one tensor with another where its bytes are those of both.
+                let w = weights.layers.get_mut(layer)?;
+                let values = dtype.bytes_for(w.ffn_up_values()).unwrap_or(0);
+                let fused = [fused[0], fused[1] && bytes.len() > values];
+                let all = named(w, layer, fused).into_iter();
+                all.filter(|n| n.tensor == tensor)
+                    .map(|n| (n.first, n.linear))
+                    .collect()
+            }
+        };
+        if linears.is_empty() {
+            return None;
+        }
+        for (first, linear) in &mut linears {
+            let (rows, cols) = (linear.weight.rows(), linear.weight.cols());
+            let row = dtype.bytes_for(cols)?;
+            let here = *first * row..(*first + rows) * row;
+            if here.end > bytes.len() {
+                return None;
+            }
+            linear.weight = Matrix::new(dtype, rows, cols, bytes.slice(here))
+                .ok()?
+                .into();
+        }
+        let weights = linears.into_iter().map(|(_, linear)| &mut linear.weight);
+        Packer::new(weights).pack(team, &mut |_| {}).ok()?;
+        Some(Model::Decoder(model))
+    }
+}
+
 /// Appends a sequence with pages of its own.
 fn append(batch: &mut Batch, sequence: &[u32]) {
     let (rows, pages) = (batch.tokens.len(), batch.tables.len());
     let count = sequence.len().div_ceil(PAGE_TOKENS);
     batch.tokens.extend_from_slice(sequence);
-    batch.tables.extend((pages..pages + count).map(|p| p as u32));
+    batch
+        .tables
+        .extend((pages..pages + count).map(|p| p as u32));
     batch.segments.push(Segment {
         rows: rows..batch.tokens.len(),
         position: 0,
         pages: pages..pages + count,
     });
+}
+
+impl LayerWeights {
+    /// Values of the matrix that makes a dense block's inner width, without the gate's.
+    fn ffn_up_values(&self) -> usize {
+        match &self.ffn {
+            FeedForward::Dense(gated) => gated.up.weight.rows() * gated.up.weight.cols(),
+            FeedForward::Experts(_) => usize::MAX,
+        }
+    }
 }
 
 /// A product of a layer, and where its weights come from.
@@ -315,7 +386,11 @@ fn named(w: &mut LayerWeights, layer: usize, [qkv, gate_up]: [bool; 2]) -> Vec<N
         Projections::Heads { q, k, v, .. } => {
             let (after_q, after_k) = (q.weight.rows(), q.weight.rows() + k.weight.rows());
             let (of_q, of_k, of_v) = match qkv {
-                true => (("attn_qkv", 0), ("attn_qkv", after_q), ("attn_qkv", after_k)),
+                true => (
+                    ("attn_qkv", 0),
+                    ("attn_qkv", after_q),
+                    ("attn_qkv", after_k),
+                ),
                 false => (("attn_q", 0), ("attn_k", 0), ("attn_v", 0)),
             };
             put(of_q.0, of_q.1, true, q);
@@ -414,7 +489,10 @@ mod tests {
                     .unwrap();
                 for (site, rows) in sites.iter().map(|s| (s, seen[s.input] / s.weight.cols())) {
                     let whole = seen[site.input] % site.weight.cols() == 0;
-                    assert!(whole && (rows == 26 || site.tensor.contains("exps")), "{name}");
+                    assert!(
+                        whole && (rows == 26 || site.tensor.contains("exps")),
+                        "{name}"
+                    );
                 }
                 steps.advance(&team).unwrap();
             }

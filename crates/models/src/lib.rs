@@ -21,6 +21,7 @@ mod merge;
 mod moe;
 mod open;
 mod packed_cache;
+mod rewriting;
 mod rope;
 mod rows;
 mod shared;
@@ -44,6 +45,7 @@ pub use open::{
     open_bytes, open_parts, open_within,
 };
 pub use packed_cache::{Cached, PackedCache};
+pub use rewriting::{Rewriting, Tensor};
 pub use shared::{Merged, NoMerge, SharedModel};
 pub use similar::Similar;
 pub use synth::{
