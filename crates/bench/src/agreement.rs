@@ -48,18 +48,52 @@ pub fn agreement(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Option<Agreement> {
     let vocab = executor.shape().vocab;
+    let windows: Vec<&[u32]> = text.chunks(window).collect();
+    let run = &mut |which: usize, batch: &mut Batch, out: &mut Outputs| {
+        batch.variants = vec![variants[which].clone()];
+        executor.forward(batch, out);
+    };
+    compare(run, vocab, &windows, progress)
+}
+
+/// The same of two models with one vocabulary, on texts that each begin anew.
+///
+/// # Panics
+/// As [`agreement`], and when the vocabularies are of different sizes.
+pub fn agreement_between(
+    executors: [&mut dyn Executor; 2],
+    texts: &[Vec<u32>],
+    progress: &mut dyn FnMut(usize, usize),
+) -> Option<Agreement> {
+    let [first, second] = executors;
+    let vocab = first.shape().vocab;
+    assert_eq!(vocab, second.shape().vocab, "one vocabulary");
+    let run = &mut |which: usize, batch: &mut Batch, out: &mut Outputs| match which {
+        0 => first.forward(batch, out),
+        _ => second.forward(batch, out),
+    };
+    let windows: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+    compare(run, vocab, &windows, progress)
+}
+
+fn compare(
+    run: &mut dyn FnMut(usize, &mut Batch, &mut Outputs),
+    vocab: usize,
+    windows: &[&[u32]],
+    progress: &mut dyn FnMut(usize, usize),
+) -> Option<Agreement> {
     let mut sum = Agreement {
         tokens: 0,
         nats: [0.0; 2],
         same: 0,
     };
-    let windows: Vec<&[u32]> = text.chunks(window).filter(|w| w.len() > 1).collect();
+    let windows: Vec<&[u32]> = windows.iter().copied().filter(|w| w.len() > 1).collect();
     let mut outs = [Outputs::default(), Outputs::default()];
     for (done, tokens) in windows.iter().enumerate() {
         progress(done, windows.len());
         let scored = tokens.len() - 1;
-        for (variant, out) in variants.into_iter().zip(&mut outs) {
-            let batch = Batch {
+        for (which, out) in outs.iter_mut().enumerate() {
+            let mut batch = Batch {
                 tokens: tokens.to_vec(),
                 segments: vec![Segment {
                     rows: 0..tokens.len(),
@@ -68,10 +102,9 @@ pub fn agreement(
                 }],
                 tables: (0..tokens.len().div_ceil(PAGE_TOKENS) as u32).collect(),
                 logits: (0..scored as u32).collect(),
-                variants: vec![variant.clone()],
                 ..Batch::default()
             };
-            executor.forward(&batch, out);
+            run(which, &mut batch, out);
         }
         let [first, second] = &outs;
         let rows = first.logits.chunks(vocab).zip(second.logits.chunks(vocab));

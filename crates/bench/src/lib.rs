@@ -10,7 +10,7 @@ mod perplexity;
 mod plot;
 mod speed;
 
-pub use agreement::{Agreement, agreement};
+pub use agreement::{Agreement, agreement, agreement_between};
 pub use costs::measure_costs;
 pub use hub::{BenchHub, write_weights};
 pub use peer::{PeerError, PeerFigure, read_peer};

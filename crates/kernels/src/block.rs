@@ -5,11 +5,14 @@
 pub(crate) mod avx2;
 mod decode;
 mod encode;
+pub(crate) mod grid;
+mod write;
 
 use crate::DType;
 use crate::isa::isa;
 
 pub(crate) use decode::{IQ4, decode, scale_min};
+pub use grid::Grid;
 
 /// Why a buffer could not be converted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,11 +29,6 @@ pub enum CodecError {
         /// Bytes given.
         found: usize,
     },
-    /// Sedge reads this type but does not write it.
-    #[error(
-        "writing {0} is not supported; types that can be written: f32, f16, bf16, q8_0, q4_0, q4_k, q6_k"
-    )]
-    NotWritable(DType),
 }
 
 /// Decodes `bytes` of `dtype` into f32.
@@ -57,9 +55,8 @@ pub fn dequantize(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<(), Cod
 /// Infinities become the largest value that the type holds and NaN becomes 0, in block types.
 ///
 /// # Errors
-/// When the values do not fill whole blocks, or the type is one that Sedge only reads.
+/// When the values do not fill whole blocks.
 pub fn quantize(dtype: DType, values: &[f32], out: &mut Vec<u8>) -> Result<(), CodecError> {
-    let encode = encode::encoder(dtype).ok_or(CodecError::NotWritable(dtype))?;
     let Some(bytes) = dtype.bytes_for(values.len()) else {
         let values = values.len();
         return Err(CodecError::Size {
@@ -70,6 +67,6 @@ pub fn quantize(dtype: DType, values: &[f32], out: &mut Vec<u8>) -> Result<(), C
         });
     };
     out.reserve(bytes);
-    encode(values, out);
+    encode::encode(dtype, values, out);
     Ok(())
 }

@@ -17,6 +17,10 @@ pub(crate) type Dot4 = fn(DType, [&[u8]; 4], &[f32]) -> [f32; 4];
 pub(crate) struct Isa {
     /// Decodes whole blocks.
     pub(crate) decode: fn(DType, &[u8], &mut [f32]),
+    /// Fits a block's grid.
+    pub(crate) fit: block::grid::Fit,
+    /// Rounds values one after the other, errors spread over those that follow.
+    pub(crate) round_spreading: block::grid::RoundSpreading,
     /// Products of four rows of stored values with one row of x, if the set decodes in
     /// registers; the bits are those of `decode` and `tiles`.
     pub(crate) dot4: Option<Dot4>,
@@ -52,6 +56,8 @@ macro_rules! tiles {
 /// For every machine: defines what the others compute.
 pub(crate) static PORTABLE: Isa = Isa {
     decode: block::decode,
+    fit: block::grid::fit,
+    round_spreading: block::grid::round_spreading,
     dot4: None,
     tiles: tiles!(|x, xs, w, ws, k, out| strided_tile::<_, M, N>(
         Portable,
@@ -91,6 +97,7 @@ pub(crate) fn all() -> Vec<&'static Isa> {
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
     use super::*;
+    use crate::block::grid::{Grid, Shape};
     use crate::simd::Avx2;
 
     /// The table, where the machine has the set.
@@ -102,6 +109,10 @@ mod avx2 {
     #[allow(clippy::undocumented_unsafe_blocks)] // the line above
     pub(super) static AVX2: Isa = Isa {
         decode: |dtype, bytes, out| unsafe { block::avx2::decode(dtype, bytes, out) },
+        fit: |shape, x, importance| unsafe { fit(shape, x, importance) },
+        round_spreading: |grids, x, spread, codes, errors| unsafe {
+            round_spreading(grids, x, spread, codes, errors)
+        },
         dot4: Some(|dtype, rows, x| unsafe { block::avx2::dot4(dtype, rows, x) }),
         tiles: tiles!(|x, xs, w, ws, k, out| unsafe { tile::<M, N>(x, xs, w, ws, k, out) }),
         attend: |w, scratch| unsafe { attend(w, scratch) },
@@ -110,6 +121,22 @@ mod avx2 {
         gelu_mul: |gate, up| unsafe { gelu_mul(gate, up) },
         exp_above: |x, max| unsafe { exp_above(x, max) },
     };
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn fit(shape: Shape, x: &[f32], importance: Option<&[f32]>) -> Grid {
+        block::grid::fit(shape, x, importance)
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn round_spreading(
+        grids: &[Grid],
+        x: &mut [f32],
+        spread: (&[f32], usize),
+        codes: &mut [u8],
+        errors: &mut [f32],
+    ) {
+        block::grid::round_spreading(grids, x, spread, codes, errors);
+    }
 
     #[target_feature(enable = "avx2,fma,f16c")]
     fn tile<const M: usize, const N: usize>(

@@ -37,7 +37,7 @@ mod weight;
 pub use arena::Arena;
 pub use attention::{Attention, Segment, attend};
 pub use bidirectional::attend_all;
-pub use block::{CodecError, dequantize, quantize};
+pub use block::{CodecError, Grid, dequantize, quantize};
 pub use dtype::DType;
 pub use elementwise::{add_assign, add_bias, gelu, gelu_mul, scale, silu_mul, softcap};
 pub use factor::Factor;

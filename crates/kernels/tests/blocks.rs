@@ -4,16 +4,6 @@
 use half::{bf16, f16};
 use sedge_kernels::{CodecError, DType, dequantize, quantize};
 
-const WRITABLE: [DType; 7] = [
-    DType::F32,
-    DType::F16,
-    DType::BF16,
-    DType::Q8_0,
-    DType::Q4_0,
-    DType::Q4K,
-    DType::Q6K,
-];
-
 fn golden(file: &str) -> Vec<u8> {
     let path = format!("{}/tests/golden/{file}", env!("CARGO_MANIFEST_DIR"));
     std::fs::read(&path).unwrap_or_else(|e| panic!("{path}: {e}"))
@@ -102,7 +92,16 @@ fn encoding_loses_no_more_than_the_bits_must() {
         (DType::BF16, 1.7e-3),
         (DType::Q8_0, 0.0052),
         (DType::Q6K, 0.0172),
+        // The others' bounds are a little above what was found here.
+        (DType::Q5K, 0.0352),
         (DType::Q4K, 0.0699),
+        (DType::Iq4Xs, 0.0750),
+        (DType::Iq4Nl, 0.0750),
+        (DType::Q3K, 0.17),
+        (DType::Q2K, 0.35),
+        (DType::Q5_0, 0.045),
+        (DType::Q5_1, 0.045),
+        (DType::Q4_1, 0.085),
         (DType::Q4_0, 0.0837),
     ];
     for (dtype, bound) in bounds {
@@ -159,7 +158,7 @@ fn strange_values_encode_without_panic_and_decode_to_numbers() {
         tiny,
         mixed,
     ];
-    for dtype in WRITABLE {
+    for dtype in DType::ALL {
         for x in &strange {
             let y = round_trip(dtype, x);
             if dtype.block_len() > 1 {
@@ -187,13 +186,12 @@ fn any_bytes_decode() {
 }
 
 #[test]
-fn wrong_sizes_and_read_only_types_are_errors() {
+fn wrong_sizes_are_errors() {
     for dtype in DType::ALL {
         let short = vec![0; dtype.bytes_for(256).unwrap() - 1];
         let error = dequantize(dtype, &short, &mut [0.0; 256]).unwrap_err();
         assert!(matches!(error, CodecError::Size { values: 256, .. }));
-        let result = quantize(dtype, &[0.0; 256], &mut Vec::new());
-        assert_eq!(result.is_ok(), WRITABLE.contains(&dtype));
+        assert!(quantize(dtype, &[0.0; 256], &mut Vec::new()).is_ok());
     }
     assert!(quantize(DType::Q8_0, &[0.0; 33], &mut Vec::new()).is_err());
 }

@@ -373,6 +373,12 @@ impl<'a> Part<'a> {
         }
     }
 
+    /// Takes other contents, of the same order of rows.
+    pub(crate) fn replace(&mut self, stored: Stored) {
+        self.to = stored.dtype;
+        self.stored = stored;
+    }
+
     fn plan(&self) -> TensorPlan {
         TensorPlan {
             name: self.name.clone(),
@@ -386,7 +392,7 @@ impl<'a> Part<'a> {
     }
 
     /// Whether it is a matrix of a product; the rest stays f32.
-    fn weight(&self) -> bool {
+    pub(crate) fn weight(&self) -> bool {
         let small = ["ffn_gate_inp", "position_embd", "token_types", "norm"];
         self.stored.shape.len() >= 2
             && self.name.ends_with(".weight")
@@ -404,7 +410,7 @@ impl<'a> Part<'a> {
 
     fn with_better_head(mut self, wanted: Option<DType>, tied: bool) -> Part<'a> {
         let head = self.name == "output.weight" || (tied && self.name == "token_embd.weight");
-        if head && matches!(wanted, Some(DType::Q4_0 | DType::Q4K)) {
+        if head && wanted.is_some_and(|d| d.block_bytes() * 8 < 5 * d.block_len()) {
             self.to = fitting(DType::Q6K, self.cols());
             self.head = true;
         }
@@ -560,7 +566,7 @@ pub(crate) fn fitting(wanted: DType, cols: usize) -> DType {
 }
 
 /// The type that most bytes have.
-fn commonest(parts: &[Part]) -> Option<DType> {
+pub(crate) fn commonest(parts: &[Part]) -> Option<DType> {
     let bytes = |d: DType| {
         parts
             .iter()

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use sedge_kernels::{
-    KvPages, KvType, Matrix, PAGE_TOKENS, Packer, Segment, Team, Weight, rms_norm,
+    DType, KvPages, KvType, Matrix, PAGE_TOKENS, Packer, Segment, Team, Weight, rms_norm,
 };
 
 use crate::batch::Batch;
@@ -282,6 +282,63 @@ impl Layerwise {
     }
 }
 
+impl Model {
+    /// The same model with one of its matrices, or several that lie in one tensor, in another
+    /// type; packed, if it can be. The others' memory is shared. `None` where it has no such
+    /// products, is no decoder, or the bytes are not of the tensor's shape.
+    pub fn with_tensor(
+        &self,
+        team: &Team,
+        tensor: &str,
+        dtype: DType,
+        bytes: Bytes,
+    ) -> Option<Model> {
+        let Model::Decoder(model) = self else {
+            return None;
+        };
+        let mut model = model.clone();
+        let weights = &mut model.family.members[0];
+        let mut linears: Vec<(usize, &mut Linear)> = match tensor {
+            "output.weight" => vec![(0, &mut weights.head)],
+            "token_embd.weight" if weights.embeddings.is_none() => vec![(0, &mut weights.head)],
+            _ => {
+                let layer: usize = tensor
+                    .strip_prefix("blk.")?
+                    .split('.')
+                    .next()?
+                    .parse()
+                    .ok()?;
+                let fused = ["attn_qkv", "ffn_up"].map(|part| tensor.contains(part));
+                // In one tensor with another where its bytes are those of both.
+                let w = weights.layers.get_mut(layer)?;
+                let values = dtype.bytes_for(w.ffn_up_values()).unwrap_or(0);
+                let fused = [fused[0], fused[1] && bytes.len() > values];
+                let all = named(w, layer, fused).into_iter();
+                all.filter(|n| n.tensor == tensor)
+                    .map(|n| (n.first, n.linear))
+                    .collect()
+            }
+        };
+        if linears.is_empty() {
+            return None;
+        }
+        for (first, linear) in &mut linears {
+            let (rows, cols) = (linear.weight.rows(), linear.weight.cols());
+            let row = dtype.bytes_for(cols)?;
+            let here = *first * row..(*first + rows) * row;
+            if here.end > bytes.len() {
+                return None;
+            }
+            linear.weight = Matrix::new(dtype, rows, cols, bytes.slice(here))
+                .ok()?
+                .into();
+        }
+        let weights = linears.into_iter().map(|(_, linear)| &mut linear.weight);
+        Packer::new(weights).pack(team, &mut |_| {}).ok()?;
+        Some(Model::Decoder(model))
+    }
+}
+
 /// Appends a sequence with pages of its own.
 fn append(batch: &mut Batch, sequence: &[u32]) {
     let (rows, pages) = (batch.tokens.len(), batch.tables.len());
@@ -295,6 +352,16 @@ fn append(batch: &mut Batch, sequence: &[u32]) {
         position: 0,
         pages: pages..pages + count,
     });
+}
+
+impl LayerWeights {
+    /// Values of the matrix that makes a dense block's inner width, without the gate's.
+    fn ffn_up_values(&self) -> usize {
+        match &self.ffn {
+            FeedForward::Dense(gated) => gated.up.weight.rows() * gated.up.weight.cols(),
+            FeedForward::Experts(_) => usize::MAX,
+        }
+    }
 }
 
 /// A product of a layer, and where its weights come from.

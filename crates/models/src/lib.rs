@@ -22,6 +22,7 @@ mod moe;
 mod open;
 mod packed_cache;
 mod resize;
+mod rewriting;
 mod rope;
 mod rows;
 mod shared;
@@ -46,6 +47,7 @@ pub use open::{
     open_bytes, open_parts, open_within,
 };
 pub use packed_cache::{Cached, PackedCache};
+pub use rewriting::{Rewriting, Tensor};
 pub use shared::{Merged, NoMerge, SharedModel};
 pub use similar::Similar;
 pub use stack::{

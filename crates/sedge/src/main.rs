@@ -24,6 +24,7 @@ mod sampling;
 mod serve;
 mod share;
 mod show;
+mod shrink;
 mod sim;
 mod size;
 mod source;
@@ -81,6 +82,8 @@ enum Command {
     Verify(verify::Args),
     /// Write a model as one GGUF file, quantised if asked
     Convert(convert::Args),
+    /// Make a model smaller, into a scheme or a budget
+    Shrink(shrink::Args),
     /// Look at adapters, merge them, and change those of a running server
     Adapter(adapter::Args),
     /// Write a model or an adapter with random weights
@@ -118,6 +121,7 @@ fn try_main() -> Result<(), Failure> {
         Some(Command::Gc(args)) => gc::run(&args),
         Some(Command::Verify(args)) => verify::run(&args),
         Some(Command::Convert(args)) => convert::run(args),
+        Some(Command::Shrink(args)) => shrink::run(args),
         Some(Command::Adapter(args)) => adapter::run(args),
         Some(Command::Synth(args)) => synth::run(args),
         Some(Command::Eval(args)) => eval::run(args),

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use sedge_kernels::{CodecError, DType, Team};
+use sedge_kernels::{DType, Team};
 use sedge_models::{ConvertError, MergeError};
 
 use super::server::{self, ServerArgs};
@@ -119,10 +119,6 @@ fn failure(base: &Source, adapter: &Path, error: MergeError) -> Failure {
         MergeError::Unmergeable { .. } => {
             Failure::about(adapter, &error).hint("sedge serve, which computes with it as it is")
         }
-        MergeError::Convert(ConvertError::Codec {
-            source: CodecError::NotWritable(_),
-            ..
-        }) => Failure::new(error).hint("--type, to write another one"),
         MergeError::Convert(ConvertError::Write { .. } | ConvertError::SameFile(_)) => {
             Failure::new(error)
         }

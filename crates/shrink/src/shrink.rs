@@ -1,0 +1,550 @@
+//! The way through a model: see what its products read, round, go on with what was rounded.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use bytes::Bytes;
+use sedge_kernels::{DType, Matrix, Team, dequantize};
+use sedge_models::{
+    ConvertError, ConvertReport, Layerwise, OpenError, Origin, Progress, Rewriting, Site,
+};
+
+use crate::awq;
+use crate::moment::{Moment, NotFinite};
+use crate::round::{Rounded, nearest, spreading};
+use crate::work::{Work, WorkError};
+
+/// Values of a matrix that are decoded at once.
+const VALUES: usize = 1 << 25;
+
+/// How matrices are rounded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// Each value to the nearest, whatever it is multiplied with.
+    Nearest,
+    /// The same, after columns that are multiplied with large values were made larger and what
+    /// comes before them smaller (AWQ: Lin et al., 2023, arXiv 2306.00978).
+    Awq,
+    /// Each column's error made good in those after it (GPTQ).
+    Gptq,
+}
+
+/// The type that each matrix is to have, by the tensor's name.
+pub type Types = BTreeMap<String, DType>;
+
+/// Settings of a run.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// How matrices are rounded.
+    pub method: Method,
+    /// Added to each column's mean square, as a share of all columns' mean.
+    pub damping: f32,
+    /// Sees a layer's inputs again after each group of its matrices was rounded.
+    pub sequential: bool,
+    /// Forgets what an interrupted run has done.
+    pub anew: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            method: Method::Gptq,
+            damping: 0.01,
+            sequential: true,
+            anew: false,
+        }
+    }
+}
+
+/// Why a model was not shrunk. The output is then as it was before.
+#[derive(Debug, thiserror::Error)]
+pub enum ShrinkError {
+    /// It could not be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// It could not be read or written.
+    #[error(transparent)]
+    Convert(#[from] ConvertError),
+    /// What was done could not be kept.
+    #[error(transparent)]
+    Work(#[from] WorkError),
+    /// It is no decoder.
+    #[error("the model embeds texts; only models that generate text are shrunk")]
+    Encoder,
+    /// Its weights are quantised already.
+    #[error(
+        "the model is quantised already ({tensor} is {dtype}): what it has lost would be lost twice"
+    )]
+    Quantised {
+        /// One of its matrices.
+        tensor: String,
+        /// Its type.
+        dtype: DType,
+    },
+    /// There is too little text.
+    #[error("the calibration text has {tokens} tokens; at least {least} are needed")]
+    Text {
+        /// Tokens there are.
+        tokens: usize,
+        /// Tokens needed.
+        least: usize,
+    },
+    /// A product read what is no number.
+    #[error("layer {layer}: what {tensor} reads is not finite: {source}")]
+    NotFinite {
+        /// Layer; the number of layers for the output head.
+        layer: usize,
+        /// Its first reader.
+        tensor: String,
+        /// Where.
+        source: NotFinite,
+    },
+    /// Memory could not be had.
+    #[error("memory for a layer's weights: {0}")]
+    Memory(std::io::Error),
+    /// No choice of types is as small.
+    #[error("{wanted} bytes are too few: the smallest that this model fits is {smallest} bytes")]
+    TooSmall {
+        /// Bytes asked for.
+        wanted: u64,
+        /// Bytes of the smallest choice.
+        smallest: u64,
+    },
+}
+
+/// What a run is at.
+#[derive(Debug, Clone, Copy)]
+pub enum Doing<'a> {
+    /// Rounding a tensor of a layer.
+    Rounding {
+        /// Matrices that are done.
+        done: usize,
+        /// All of them.
+        total: usize,
+        /// Tensor.
+        tensor: &'a str,
+    },
+    /// Writing the file.
+    Writing(Progress<'a>),
+}
+
+/// What became of a matrix.
+#[derive(Debug, Clone)]
+pub struct Shrunk {
+    /// Tensor.
+    pub tensor: String,
+    /// Its type.
+    pub dtype: DType,
+    /// Its values.
+    pub values: usize,
+}
+
+/// What a run did.
+#[derive(Debug, Clone)]
+pub struct ShrinkReport {
+    /// Matrices by tensor, in the order of the layers.
+    pub matrices: Vec<Shrunk>,
+    /// What was written.
+    pub file: ConvertReport,
+    /// Tensors that an interrupted run had done.
+    pub resumed: usize,
+}
+
+impl ShrinkReport {
+    /// Bits of each value of the matrices.
+    pub fn bits_per_weight(&self) -> f64 {
+        let bits = |m: &Shrunk| m.dtype.bytes_for(m.values).unwrap_or(0) as f64 * 8.0;
+        let values: usize = self.matrices.iter().map(|m| m.values).sum();
+        self.matrices.iter().map(bits).sum::<f64>() / values.max(1) as f64
+    }
+}
+
+/// Tokens of calibration text without which there is nothing to see.
+pub const LEAST_TOKENS: usize = 256;
+
+/// Writes the model with its matrices rounded to `types` as the GGUF file `output`, looking at
+/// what they read while the model reads `text`, sequences of tokens. `change` may put metadata
+/// into the file.
+///
+/// # Errors
+/// When the model cannot be read or is of no use for it, the text is too short, or the disk is
+/// full; what was done until then is kept for the next try, beside the output.
+#[allow(clippy::too_many_arguments)] // each is a thing of its own
+pub fn shrink(
+    origin: &Origin<'_>,
+    types: &Types,
+    text: &[Vec<u32>],
+    options: Options,
+    output: &Path,
+    team: &Team,
+    change: &dyn Fn(&mut Rewriting<'_>),
+    progress: &mut dyn FnMut(Doing<'_>),
+) -> Result<ShrinkReport, ShrinkError> {
+    let mut file = Rewriting::open(origin)?;
+    let tokens = text.iter().map(Vec::len).sum();
+    if options.method != Method::Nearest && tokens < LEAST_TOKENS {
+        return Err(ShrinkError::Text {
+            tokens,
+            least: LEAST_TOKENS,
+        });
+    }
+    let work = Work::open(output, &key(&file, types, text, options), options.anew)?;
+    let model = origin.model()?.model;
+    let has = |name: &str| file.has(name);
+    let layers = Layerwise::new(team, model, text, &has).ok_or(ShrinkError::Encoder)?;
+    let total = types.len();
+    let mut run = Run {
+        team,
+        types,
+        options,
+        work: &work,
+        layers,
+        done: BTreeMap::new(),
+        resumed: 0,
+    };
+    while !run.layers.is_done() {
+        run.layer(&mut |done, tensor| {
+            progress(Doing::Rounding {
+                done,
+                total,
+                tensor,
+            });
+        })?;
+    }
+    run.rest(&file, &mut |done, tensor| {
+        progress(Doing::Rounding {
+            done,
+            total,
+            tensor,
+        });
+    })?;
+    let Run { done, resumed, .. } = run;
+    let shapes: BTreeMap<String, Vec<usize>> = file.tensors().map(|t| (t.name, t.shape)).collect();
+    let mut matrices = Vec::new();
+    for (tensor, (dtype, bytes)) in done {
+        let shape = shapes[&tensor].clone();
+        let values = shape.iter().product();
+        if shape.len() > 1 {
+            matrices.push(Shrunk {
+                tensor: tensor.clone(),
+                dtype,
+                values,
+            });
+        }
+        file.put(&tensor, dtype, shape, bytes);
+    }
+    change(&mut file);
+    let file = file.write(output, team, &mut |p| progress(Doing::Writing(p)))?;
+    work.remove()?;
+    Ok(ShrinkReport {
+        matrices,
+        file,
+        resumed,
+    })
+}
+
+/// What names a run: the same for the same model, text and settings.
+fn key(file: &Rewriting<'_>, types: &Types, text: &[Vec<u32>], options: Options) -> String {
+    let mut hash = blake3::Hasher::new();
+    for tensor in file.tensors() {
+        hash.update(format!("{tensor:?}").as_bytes());
+    }
+    hash.update(
+        format!(
+            "{types:?} {:?} {} {}",
+            options.method, options.damping, options.sequential
+        )
+        .as_bytes(),
+    );
+    for sequence in text {
+        hash.update(&(sequence.len() as u64).to_le_bytes());
+        for token in sequence {
+            hash.update(&token.to_le_bytes());
+        }
+    }
+    format!("{} {}\n", env!("CARGO_PKG_VERSION"), hash.finalize())
+}
+
+/// A run on its way.
+struct Run<'a> {
+    team: &'a Team,
+    types: &'a Types,
+    options: Options,
+    work: &'a Work,
+    layers: Layerwise,
+    /// Tensors that are done, norms that were changed among them.
+    done: BTreeMap<String, (DType, Bytes)>,
+    resumed: usize,
+}
+
+impl Run<'_> {
+    /// Rounds a layer and passes it.
+    fn layer(&mut self, progress: &mut dyn FnMut(usize, &str)) -> Result<(), ShrinkError> {
+        let sites = self.layers.sites();
+        if !self.resume(&sites)? {
+            self.round_layer(sites, progress)?;
+        }
+        self.layers.advance(self.team).map_err(ShrinkError::Memory)
+    }
+
+    /// Takes what an interrupted run has done of this layer, if it was done with it.
+    fn resume(&mut self, sites: &[Site]) -> Result<bool, ShrinkError> {
+        let mut found = Vec::new();
+        for (tensor, rows, columns) in tensors(sites) {
+            let dtype = self.types[&tensor];
+            let len = dtype.bytes_for(columns).unwrap_or(0) * rows;
+            match self.work.find(&tensor, len)? {
+                Some(bytes) => found.push((tensor, dtype, bytes)),
+                None => return Ok(false),
+            }
+        }
+        if self.options.method == Method::Awq {
+            for (name, norm) in self.layers.norms() {
+                let Some(bytes) = self.work.find(&name, norm.len() * 4)? else {
+                    return Ok(false);
+                };
+                for (to, from) in norm.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                    *to = f32::from_le_bytes(*from);
+                }
+                self.done.insert(name, (DType::F32, bytes));
+            }
+        }
+        self.resumed += found.len();
+        for (tensor, dtype, bytes) in found {
+            self.done.insert(tensor, (dtype, bytes));
+        }
+        self.adopt(sites);
+        Ok(true)
+    }
+
+    fn round_layer(
+        &mut self,
+        mut sites: Vec<Site>,
+        progress: &mut dyn FnMut(usize, &str),
+    ) -> Result<(), ShrinkError> {
+        let inputs = 1 + sites.iter().map(|s| s.input).max().unwrap_or(0);
+        let mut bytes: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+        let groups: Vec<Vec<usize>> = match self.options.sequential {
+            true => (0..inputs).map(|input| vec![input]).collect(),
+            false => vec![(0..inputs).collect()],
+        };
+        if self.options.method == Method::Awq {
+            let moments = self.moments(&sites, &(0..inputs).collect::<Vec<_>>())?;
+            awq::fold(self.team, &mut self.layers, &sites, &moments, self.types);
+            sites = self.layers.sites();
+            for (name, norm) in self.layers.norms() {
+                let values: Vec<u8> = norm.iter().flat_map(|v| v.to_le_bytes()).collect();
+                let kept = self.work.keep(&name, &values)?;
+                self.done.insert(name, (DType::F32, kept));
+            }
+        }
+        for group in groups {
+            let mut moments = match self.options.method {
+                Method::Nearest => BTreeMap::new(),
+                _ => self.moments(&sites, &group)?,
+            };
+            for input in group {
+                let moment = moments.remove(&input);
+                let readers = sites.iter().enumerate().filter(|(_, s)| s.input == input);
+                let readers: Vec<(usize, &Site)> = readers.collect();
+                let spread = match (self.options.method, &moment) {
+                    (Method::Gptq, Some(m)) => m.spread(self.team, self.options.damping),
+                    _ => None,
+                };
+                let squares = moment.as_ref().map(Moment::squares);
+                for (index, site) in readers {
+                    progress(self.done.len(), &site.tensor);
+                    let dtype = self.types[&site.tensor];
+                    let rounded = round(
+                        self.team,
+                        dtype,
+                        &site.weight,
+                        spread.as_ref(),
+                        squares.as_deref(),
+                    );
+                    let (rows, columns) = (site.weight.rows(), site.weight.cols());
+                    let matrix = Bytes::from(rounded.bytes);
+                    let here = bytes.entry(site.tensor.clone()).or_default();
+                    let start = site.rows.start * dtype.bytes_for(columns).unwrap_or(0);
+                    if here.len() < start + matrix.len() {
+                        here.resize(start + matrix.len(), 0);
+                    }
+                    here[start..start + matrix.len()].copy_from_slice(&matrix);
+                    let matrix = Matrix::new(dtype, rows, columns, matrix);
+                    let matrix = matrix.expect("rounding keeps the shape");
+                    self.layers.replace(index, matrix, site.bias.clone());
+                }
+            }
+        }
+        for (tensor, bytes) in bytes {
+            let kept = self.work.keep(&tensor, &bytes)?;
+            let dtype = self.types[&tensor];
+            self.done.insert(tensor, (dtype, kept));
+        }
+        self.adopt(&sites);
+        Ok(())
+    }
+
+    /// Has the layer read what lies in files instead of memory.
+    fn adopt(&mut self, sites: &[Site]) {
+        for (index, site) in sites.iter().enumerate() {
+            let (dtype, bytes) = &self.done[&site.tensor];
+            let columns = site.weight.cols();
+            let row = dtype.bytes_for(columns).unwrap_or(0);
+            let bytes = bytes.slice(site.rows.start * row..site.rows.end * row);
+            let matrix = Matrix::new(*dtype, site.rows.len(), columns, bytes);
+            let matrix = matrix.expect("as many bytes as the shape takes");
+            self.layers.replace(index, matrix, site.bias.clone());
+        }
+    }
+
+    /// What some inputs of the layer look like.
+    fn moments(
+        &mut self,
+        sites: &[Site],
+        inputs: &[usize],
+    ) -> Result<BTreeMap<usize, Moment>, ShrinkError> {
+        let reader = |input: usize| sites.iter().find(|s| s.input == input);
+        let mut moments: BTreeMap<usize, Moment> = inputs
+            .iter()
+            .filter_map(|&input| Some((input, Moment::new(reader(input)?.weight.cols()))))
+            .collect();
+        let (team, mut wrong) = (self.team, None);
+        let layer = self.layers.layer();
+        let seen = self.layers.observe(team, &mut |input, rows| {
+            if let Some(moment) = moments.get_mut(&input)
+                && let Err(source) = moment.add(team, rows)
+            {
+                wrong.get_or_insert((input, source));
+            }
+        });
+        seen.map_err(ShrinkError::Memory)?;
+        match wrong {
+            None => Ok(moments),
+            Some((input, source)) => Err(ShrinkError::NotFinite {
+                layer,
+                tensor: reader(input).map_or_else(String::new, |s| s.tensor.clone()),
+                source,
+            }),
+        }
+    }
+
+    /// The output head, and what is no layer's.
+    fn rest(
+        &mut self,
+        file: &Rewriting<'_>,
+        progress: &mut dyn FnMut(usize, &str),
+    ) -> Result<(), ShrinkError> {
+        let head = match file.has("output.weight") {
+            true => "output.weight",
+            false => "token_embd.weight",
+        };
+        let left: Vec<_> = file
+            .tensors()
+            .filter(|t| self.types.contains_key(&t.name) && !self.done.contains_key(&t.name))
+            .collect();
+        for tensor in left {
+            let (dtype, columns) = (self.types[&tensor.name], tensor.cols());
+            let len = dtype.bytes_for(tensor.values()).unwrap_or(0);
+            if let Some(bytes) = self.work.find(&tensor.name, len)? {
+                self.resumed += 1;
+                self.done.insert(tensor.name, (dtype, bytes));
+                continue;
+            }
+            progress(self.done.len(), &tensor.name);
+            let mut moment = Moment::new(columns);
+            let mut wrong = None;
+            if tensor.name == head && self.options.method != Method::Nearest {
+                let team = self.team;
+                self.layers.head_inputs(team, &mut |rows| {
+                    if let Err(source) = moment.add(team, rows) {
+                        wrong.get_or_insert(source);
+                    }
+                });
+            }
+            if let Some(source) = wrong {
+                return Err(ShrinkError::NotFinite {
+                    layer: self.layers.layer(),
+                    tensor: tensor.name,
+                    source,
+                });
+            }
+            let spread = match self.options.method {
+                Method::Gptq => moment.spread(self.team, self.options.damping),
+                _ => None,
+            };
+            let squares = (moment.rows() > 0).then(|| moment.squares());
+            let mut bytes = Vec::with_capacity(len);
+            for piece in file.pieces(&tensor.name) {
+                let rows = tensor
+                    .dtype
+                    .bytes_for(columns)
+                    .map_or(0, |row| piece.len() / row);
+                let matrix = Matrix::new(tensor.dtype, rows, columns, piece);
+                let matrix = matrix.expect("a tensor has the bytes of its shape");
+                let rounded = round(
+                    self.team,
+                    dtype,
+                    &matrix,
+                    spread.as_ref(),
+                    squares.as_deref(),
+                );
+                bytes.extend_from_slice(&rounded.bytes);
+            }
+            let kept = self.work.keep(&tensor.name, &bytes)?;
+            self.done.insert(tensor.name, (dtype, kept));
+        }
+        Ok(())
+    }
+}
+
+/// Each tensor of some sites once, with its rows and columns.
+fn tensors(sites: &[Site]) -> Vec<(String, usize, usize)> {
+    let mut all: Vec<(String, usize, usize)> = Vec::new();
+    for site in sites {
+        match all.iter_mut().find(|t| t.0 == site.tensor) {
+            Some(tensor) => tensor.1 = tensor.1.max(site.rows.end),
+            None => all.push((site.tensor.clone(), site.rows.end, site.weight.cols())),
+        }
+    }
+    all
+}
+
+/// Rounds a matrix, some rows at a time.
+fn round(
+    team: &Team,
+    dtype: DType,
+    w: &Matrix,
+    spread: Option<&crate::Spread>,
+    squares: Option<&[f32]>,
+) -> Rounded {
+    let (rows, columns) = (w.rows(), w.cols());
+    let at_once = (VALUES / columns.max(1)).max(64).next_multiple_of(64);
+    let mut all = Rounded {
+        bytes: Vec::new(),
+        error: 0.0,
+    };
+    let mut values = Vec::new();
+    for start in (0..rows).step_by(at_once) {
+        let part = w.slice_rows(start..rows.min(start + at_once));
+        values.resize(part.rows() * columns, 0.0);
+        decode(team, &part, &mut values);
+        let rounded = match (spread, squares) {
+            (Some(spread), Some(squares)) => spreading(team, dtype, &values, spread, squares),
+            (None, squares) => nearest(team, dtype, &values, columns, squares),
+            (Some(_), None) => unreachable!("both come from one moment"),
+        };
+        all.bytes.extend_from_slice(&rounded.bytes);
+        all.error += rounded.error;
+    }
+    all
+}
+
+/// All values of a matrix.
+pub(crate) fn decode(team: &Team, w: &Matrix, out: &mut [f32]) {
+    let (columns, row) = (w.cols(), w.row_bytes());
+    team.for_rows(out, columns, &|index, out| {
+        let bytes = &w.bytes()[index * row..(index + 1) * row];
+        dequantize(w.dtype(), bytes, out).expect("a matrix has the bytes of its shape");
+    });
+}
