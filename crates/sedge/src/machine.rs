@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use sedge_kernels::{KvShape, KvType, PAGE_TOKENS, Team};
-use sedge_models::{Cached, Model, PackedCache};
+use sedge_models::{Cached, MemoryError, Model, PackedCache};
 
 use crate::failure::Failure;
 use crate::output;
@@ -49,6 +49,11 @@ pub(crate) struct WeightsArgs {
     #[arg(long, value_name = "DIR", num_args = 0..=1, require_equals = true,
           default_missing_value = "", env = "SEDGE_PACKED_CACHE")]
     packed_cache: Option<PathBuf>,
+
+    /// Memory for the weights of a model whose matrices are stacks of blocks (sedge shrink --to
+    /// stack): as many blocks are used as fit
+    #[arg(long, value_name = "BYTES")]
+    memory: Option<Bytes>,
 }
 
 impl WeightsArgs {
@@ -78,6 +83,7 @@ impl WeightsArgs {
         model: &mut Model,
         team: &Team,
     ) -> Result<(), Failure> {
+        self.ready_blocks(model)?;
         if self.arithmetic == Arithmetic::F32 {
             return Ok(());
         }
@@ -104,6 +110,28 @@ impl WeightsArgs {
             ));
         }
         Ok(())
+    }
+}
+
+impl WeightsArgs {
+    /// Loads as many blocks of stacked matrices as there is memory for.
+    fn ready_blocks(&self, model: &mut Model) -> Result<(), Failure> {
+        if let Some(memory) = self.memory {
+            model.set_memory(memory.0).map_err(memory_failure)?;
+        }
+        model.load_blocks().map_err(memory_failure)
+    }
+}
+
+/// Why a model does not take some memory, and what to do.
+pub(crate) fn memory_failure(error: MemoryError) -> Failure {
+    let failure = Failure::new(&error);
+    match error {
+        MemoryError::NotStacked => {
+            failure.hint("sedge shrink MODEL --to stack -o OUT.gguf, which makes such a model")
+        }
+        MemoryError::TooSmall { smallest, .. } => failure.hint(format_args!("--memory {smallest}")),
+        MemoryError::Block { .. } => failure,
     }
 }
 
