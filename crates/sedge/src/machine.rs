@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use sedge_kernels::{KvShape, KvType, PAGE_TOKENS, Team};
-use sedge_models::{Cached, MemoryError, Model, PackedCache};
+use sedge_models::{Cached, Model, PackedCache};
 
 use crate::failure::Failure;
 use crate::output;
+use crate::pressure::{self, Memory};
 use crate::size::Bytes;
 use crate::source::Source;
 
@@ -51,9 +52,10 @@ pub(crate) struct WeightsArgs {
     packed_cache: Option<PathBuf>,
 
     /// Memory for the weights of a model whose matrices are stacks of blocks (sedge shrink --to
-    /// stack): as many blocks are used as fit
-    #[arg(long, value_name = "BYTES")]
-    memory: Option<Bytes>,
+    /// stack), all other weights counted: as many blocks are used as fit. `auto` takes what the
+    /// machine can spare; a server then follows it
+    #[arg(long, value_name = "BYTES|auto")]
+    memory: Option<Memory>,
 }
 
 impl WeightsArgs {
@@ -117,21 +119,14 @@ impl WeightsArgs {
     /// Loads as many blocks of stacked matrices as there is memory for.
     fn ready_blocks(&self, model: &mut Model) -> Result<(), Failure> {
         if let Some(memory) = self.memory {
-            model.set_memory(memory.0).map_err(memory_failure)?;
+            memory.begin(model)?;
         }
-        model.load_blocks().map_err(memory_failure)
+        model.load_blocks().map_err(pressure::failure)
     }
-}
 
-/// Why a model does not take some memory, and what to do.
-pub(crate) fn memory_failure(error: MemoryError) -> Failure {
-    let failure = Failure::new(&error);
-    match error {
-        MemoryError::NotStacked => {
-            failure.hint("sedge shrink MODEL --to stack -o OUT.gguf, which makes such a model")
-        }
-        MemoryError::TooSmall { smallest, .. } => failure.hint(format_args!("--memory {smallest}")),
-        MemoryError::Block { .. } => failure,
+    /// Whether the machine decides how much memory weights have.
+    pub(crate) fn follows_machine(&self) -> bool {
+        self.memory == Some(Memory::Auto)
     }
 }
 
