@@ -291,6 +291,11 @@ impl Stacks {
         Ok(Some(Weight::Packed(Packed::stacked(Arc::new(stack)))))
     }
 
+    /// Whether a matrix is stacked.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.names.contains_key(name)
+    }
+
     /// Values of all matrices.
     pub(crate) fn values(&self) -> u64 {
         let values = self.matrices.iter().map(|m| (m.rows * m.cols) as u64);

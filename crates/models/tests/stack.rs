@@ -133,19 +133,23 @@ fn logits(model: &Model) -> Vec<f32> {
 #[test]
 fn a_file_of_stacks_is_the_model_with_these_stacks() {
     let opened = open_bytes(file(&|_, _| {}), "stacked").unwrap();
-    let mut other = open(LLAMA.as_ref()).unwrap();
+    // A file's rows are in another order than the folder's.
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("llama.gguf");
+    convert(LLAMA.as_ref(), &path, None, &Team::new(1), &mut |_| {}).unwrap();
+    let mut other = open(&path).unwrap();
     // What a file says of its size is what the model says.
     assert_eq!(opened.info.parameters, other.info.parameters);
     let matrices = stacks(&other.model);
     let count = matrices.len();
     other.model.put_stacks(matrices, order(count)).unwrap();
-    assert_eq!(logits(&opened.model), logits(&other.model));
+    assert!(logits(&opened.model) == logits(&other.model));
     // Levels that no beginning of the order has.
     let mut levels = vec![1; count];
     levels[3] = 3;
     let before = logits(&other.model);
     other.model.set_levels(&levels);
-    assert_ne!(logits(&other.model), before);
+    assert!(logits(&other.model) != before);
 }
 
 #[test]
@@ -163,7 +167,7 @@ fn as_many_blocks_are_used_as_fit_and_only_those_move() {
     assert_eq!((small.blocks, small.levels), (whole.matrices, (1, 1)));
     model.load_blocks().unwrap();
     let least = logits(&model);
-    assert_ne!(least, all);
+    assert!(least != all);
 
     let shared = SharedModel::new(model);
     assert_eq!(shared.memory_target(), None);
@@ -179,15 +183,15 @@ fn as_many_blocks_are_used_as_fit_and_only_those_move() {
         assert_eq!(moved.out, Default::default());
         last = memory;
     }
-    assert_eq!(logits(&shared.get()), all);
+    assert!(logits(&shared.get()) == all);
     let old = shared.get();
     let moved = shared.set_memory(whole.smallest).unwrap();
     assert_eq!(moved.out.bytes, whole.largest - whole.smallest);
     assert_eq!(moved.into, Default::default());
     assert_eq!(shared.get().stack_version(), whole.matrices as u64);
-    assert_eq!(logits(&shared.get()), least);
+    assert!(logits(&shared.get()) == least);
     // Who holds the model that was, computes what it did.
-    assert_eq!(logits(&old), all);
+    assert!(logits(&old) == all);
     assert_eq!(
         shared.set_memory(whole.smallest).unwrap(),
         Default::default()
@@ -215,7 +219,7 @@ fn the_last_wish_holds_where_several_ask() {
     let memory = shared.memory().unwrap();
     let mut fresh = open_bytes(file(&|_, _| {}), "stacked").unwrap().model;
     assert_eq!(fresh.set_memory(target).unwrap(), memory);
-    assert_eq!(logits(&fresh), logits(&shared.get()));
+    assert!(logits(&fresh) == logits(&shared.get()));
 }
 
 #[test]
@@ -266,11 +270,12 @@ fn models_of_one_size_and_damaged_files_say_so() {
 #[test]
 fn a_damaged_block_is_refused_when_it_is_loaded_and_the_model_goes_on() {
     let spoiled = file(&|_, matrices| {
-        let block = &mut matrices[2].blocks[BLOCKS - 1];
-        let mut bytes = block.bytes().to_vec();
+        let matrix = &mut matrices[2];
+        let mut bytes = matrix.blocks[BLOCKS - 1].bytes().to_vec();
         let last = bytes.len() - 2;
         bytes[last..].copy_from_slice(&f16::NAN.to_le_bytes());
-        *block = StackBlock::new(matrices[2].rows, matrices[2].cols, bytes.into()).unwrap();
+        let spoiled = StackBlock::new(matrix.rows, matrix.cols, bytes.into());
+        matrix.blocks[BLOCKS - 1] = spoiled.unwrap();
     });
     let mut model = open_bytes(spoiled, "stacked").unwrap().model;
     let whole = model.memory().unwrap();
@@ -284,5 +289,5 @@ fn a_damaged_block_is_refused_when_it_is_loaded_and_the_model_goes_on() {
     let before = logits(&shared.get());
     let error = shared.set_memory(whole.largest).unwrap_err();
     assert!(error.to_string().contains("blk.0.attn_v.weight"), "{error}");
-    assert_eq!(logits(&shared.get()), before);
+    assert!(logits(&shared.get()) == before);
 }
