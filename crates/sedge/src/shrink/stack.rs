@@ -68,20 +68,14 @@ fn failure(args: &Args, error: StackBuildError) -> Failure {
 
 fn as_text(args: &Args, report: &StackReport, seconds: f64) -> String {
     let memory = &report.memory;
-    let head = ["weights in memory", "perplexity", "growth"];
+    let head = ["weights in memory", "predictions are off by, nats a token"];
     let mut rows = vec![head.map(String::from).to_vec()];
-    for &(bytes, loss) in &report.curve {
-        rows.push(vec![
-            Bytes(bytes).to_string(),
-            format!("{:.3}", loss.exp()),
-            format!("{:+.2} %", (loss - report.before).exp_m1() * 100.0),
-        ]);
+    for &(bytes, distance) in &report.curve {
+        rows.push(vec![Bytes(bytes).to_string(), format!("{distance:.4}")]);
     }
     let mut text = table(&rows);
     text.push_str(&format!(
-        "\nperplexities are of the calibration text; before: {:.3}\n\
-         {}: {} blocks of {} matrices, for any memory from {} to {}, in {seconds:.1} s\n",
-        report.before.exp(),
+        "\n{}: {} blocks of {} matrices, for any memory from {} to {}, in {seconds:.1} s\n",
         args.output.display(),
         memory.of,
         memory.matrices,
@@ -100,10 +94,9 @@ fn as_json(args: &Args, report: &StackReport, seconds: f64) -> serde_json::Value
         "largest_bytes": report.memory.largest,
         "blocks": report.memory.of,
         "matrices": report.memory.matrices,
-        "calibration_perplexity_before": report.before.exp(),
-        "sizes": report.curve.iter().map(|(bytes, loss)| json!({
+        "sizes": report.curve.iter().map(|(bytes, distance)| json!({
             "bytes": bytes,
-            "calibration_perplexity": loss.exp(),
+            "divergence": distance,
         })).collect::<Vec<_>>(),
     })
 }

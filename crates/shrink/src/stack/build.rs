@@ -10,7 +10,7 @@ use sedge_models::{
 
 use super::decompose::{Decomposition, decompose};
 use super::moment::{Inputs, Moment};
-use super::order::{Loss, by_worth, gains};
+use super::order::{Distance, by_worth, gains};
 
 /// Settings of a stack.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -29,7 +29,7 @@ impl Default for StackOptions {
                 rank: 2,
                 rounds: 1,
             },
-            measured: 4096,
+            measured: 2048,
         }
     }
 }
@@ -98,18 +98,17 @@ pub enum StackDoing<'a> {
 pub struct StackReport {
     /// Its sizes.
     pub memory: StackMemory,
-    /// Mean loss of the calibration text, in nats a token, at some sizes: bytes of weights and
-    /// loss, smallest first.
+    /// How far predictions of the calibration text are from those of the model as it was, at some
+    /// sizes: bytes of weights, and the mean Kullback-Leibler divergence in nats a token, smallest
+    /// first.
     pub curve: Vec<(u64, f64)>,
-    /// The same of the model as it was.
-    pub before: f64,
     /// Blocks of each matrix, in the order in which memory takes them, as numbers of matrices.
     pub order: Vec<u32>,
     /// What was written.
     pub file: ConvertReport,
 }
 
-/// Sizes at which a report tells the loss.
+/// Sizes at which a report tells the distance.
 const SIZES: usize = 12;
 
 /// Writes the model of a GGUF file as the GGUF file `output`, its layers' matrices as stacks of
@@ -154,19 +153,20 @@ pub fn build(
     let mut model = origin.model()?.model;
     model.pack(team).map_err(StackBuildError::Memory)?;
     let measured = beginning(text, options.measured);
-    let before = Loss::new(&model).of(team, &model, &measured);
+    let mut distance = Distance::new(team, &model, &measured);
     model.put_stacks(matrices.clone(), any)?;
-    let gains = gains(
+    let worth = gains(
         team,
         &mut model,
         &matrices,
-        &measured,
+        &mut distance,
         &mut |done, total| {
             progress(StackDoing::Measuring { done, total });
         },
     );
-    let order = by_worth(&matrices, &gains);
-    let curve = curve(team, origin, &matrices, &order, &measured)?;
+    let order = by_worth(&matrices, &worth);
+    model.put_stacks(matrices.clone(), order.clone())?;
+    let (memory, curve) = curve(team, &mut model, &mut distance)?;
 
     for matrix in &matrices {
         file.remove(&matrix.name);
@@ -177,12 +177,10 @@ pub fn build(
     for (key, value) in stack_metadata(&matrices, &order)? {
         file.set(&key, value);
     }
-    let memory = curve.0;
     let file = file.write(output, team, &mut |p| progress(StackDoing::Writing(p)))?;
     Ok(StackReport {
         memory,
-        curve: curve.1,
-        before,
+        curve,
         order,
         file,
     })
@@ -263,19 +261,13 @@ fn beginning(text: &[Vec<u32>], tokens: usize) -> Vec<Vec<u32>> {
         .collect()
 }
 
-/// The sizes of a stack, and the loss at some of them.
+/// The sizes of a stack, and how far it is from the model as it was at some of them.
 fn curve(
     team: &Team,
-    origin: &Origin<'_>,
-    matrices: &[StackedMatrix],
-    order: &[u32],
-    text: &[Vec<u32>],
+    model: &mut Model,
+    distance: &mut Distance<'_>,
 ) -> Result<(StackMemory, Vec<(u64, f64)>), StackBuildError> {
-    let mut model: Model = origin.model()?.model;
-    model.put_stacks(matrices.to_vec(), order.to_vec())?;
-    model.pack(team).map_err(StackBuildError::Memory)?;
     let whole = model.memory().ok_or(StackBuildError::Kind)?;
-    let mut loss = Loss::new(&model);
     let mut curve = Vec::new();
     let step = (whole.largest - whole.smallest) / (SIZES as u64 - 1);
     for size in 0..SIZES as u64 {
@@ -285,7 +277,7 @@ fn curve(
             false => whole.smallest + size * step,
         };
         let memory = model.set_memory(bytes).map_err(|_| StackBuildError::Kind)?;
-        curve.push((memory.bytes, loss.of(team, &model, text)));
+        curve.push((memory.bytes, distance.of(team, model)));
     }
     Ok((whole, curve))
 }

@@ -1,16 +1,22 @@
 //! The order in which memory takes blocks: by what each was measured to be worth.
 //!
-//! With all matrices at a level, one at a time is raised by a block, and the loss on a
-//! calibration text is compared (BitStack). A block's worth is what the loss falls by for each
-//! byte; of all matrices' next blocks the one that is worth most comes first. So one matrix may
-//! be some blocks ahead of another, and a budget's model is that of the longest beginning that
-//! fits.
+//! With all blocks of all matrices, one matrix at a time is brought down to each of its levels,
+//! and it is measured how far the model's predictions of a text then are from those of the model
+//! as it was. Not the loss: that may fall for the wrong reason, where a text is not of the kind
+//! that the model was made for. A block's worth is what the distance falls by for each byte; of
+//! all matrices' next blocks the one that is worth most comes first. So one matrix may be some
+//! blocks ahead of another, and a budget's model is that of the longest beginning that fits.
+//!
+//! BitStack measures from below, one matrix raised where all are at a level. Measured so, what
+//! a block adds to a model that is broken elsewhere ranks it too high: matrices that seem not to
+//! matter there are left behind.
 
+use half::bf16;
 use sedge_kernels::{KvPages, KvType, PAGE_TOKENS, Segment, Team, log_softmax_in_place};
 use sedge_models::{Batch, Model, Outputs, StackedMatrix, Workspace};
 
-/// The order, from what each block is worth: `gains[matrix][n]` is what the loss falls by with
-/// block `n + 1` of the matrix, measured with `n + 1` blocks of all.
+/// The order, from what each block is worth: `gains[matrix][n]` is what the distance falls by when
+/// `n + 1` blocks of the matrix become `n + 2`, beside all blocks of the others.
 pub(super) fn by_worth(matrices: &[StackedMatrix], gains: &[Vec<f64>]) -> Vec<u32> {
     let mut order: Vec<u32> = (0..matrices.len() as u32).collect();
     let mut next = vec![1; matrices.len()];
@@ -38,78 +44,103 @@ pub(super) fn gains(
     team: &Team,
     model: &mut Model,
     matrices: &[StackedMatrix],
-    text: &[Vec<u32>],
+    distance: &mut Distance<'_>,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Vec<Vec<f64>> {
-    let mut loss = Loss::new(model);
-    let levels = matrices.iter().map(|m| m.blocks.len()).max().unwrap_or(0);
-    let total: usize = matrices.iter().map(|m| m.blocks.len() - 1).sum();
+    let whole: Vec<usize> = matrices.iter().map(|m| m.blocks.len()).collect();
+    let total: usize = whole.iter().map(|blocks| blocks - 1).sum();
     let mut done = 0;
-    let mut gains = vec![Vec::new(); matrices.len()];
-    for level in 1..levels {
-        let all: Vec<usize> = matrices.iter().map(|m| level.min(m.blocks.len())).collect();
-        model.set_levels(&all);
-        let before = loss.of(team, model, text);
-        for (number, matrix) in matrices.iter().enumerate() {
-            if matrix.blocks.len() <= level {
-                continue;
-            }
-            let mut raised = all.clone();
-            raised[number] += 1;
-            model.set_levels(&raised);
-            let gain = before - loss.of(team, model, text);
-            gains[number].push(if gain.is_finite() { gain } else { 0.0 });
+    let mut all = Vec::with_capacity(matrices.len());
+    model.set_levels(&whole);
+    let least = distance.of(team, model);
+    for (number, matrix) in matrices.iter().enumerate() {
+        let mut far = Vec::with_capacity(whole[number]);
+        for level in 1..matrix.blocks.len() {
+            let mut lowered = whole.clone();
+            lowered[number] = level;
+            model.set_levels(&lowered);
+            let distance = distance.of(team, model);
+            far.push(if distance.is_finite() { distance } else { 0.0 });
             done += 1;
             progress(done, total);
         }
+        far.push(least);
+        all.push(far.windows(2).map(|far| far[0] - far[1]).collect());
     }
-    gains
+    all
 }
 
-/// The mean negative log-likelihood of texts' tokens, each text from its first token on.
-pub(super) struct Loss {
+/// How far a model's predictions of a text's tokens are from another's: the mean
+/// Kullback-Leibler divergence, in nats a token.
+pub(super) struct Distance<'a> {
+    text: &'a [Vec<u32>],
     kv: KvPages,
     work: Workspace,
     out: Outputs,
+    /// The other's log-probabilities, for each text `[tokens, vocab]`.
+    from: Vec<Vec<bf16>>,
 }
 
-impl Loss {
-    pub(super) fn new(model: &Model) -> Loss {
+impl<'a> Distance<'a> {
+    /// From a model.
+    pub(super) fn new(team: &Team, model: &Model, text: &'a [Vec<u32>]) -> Distance<'a> {
         let config = model.config();
-        let pages = config.context.div_ceil(PAGE_TOKENS);
-        Loss {
+        let longest = text.iter().map(Vec::len).max().unwrap_or(0);
+        let pages = longest.div_ceil(PAGE_TOKENS);
+        let mut distance = Distance {
+            text,
             kv: KvPages::new(config.layers.len(), pages, model.kv_shape(), KvType::F16),
             work: Workspace::default(),
             out: Outputs::default(),
+            from: Vec::new(),
+        };
+        for tokens in text {
+            distance.predict(team, model, tokens);
+            let logits = distance.out.logits.iter();
+            distance
+                .from
+                .push(logits.map(|p| bf16::from_f32(*p)).collect());
         }
+        distance
     }
 
-    /// In nats a token.
-    pub(super) fn of(&mut self, team: &Team, model: &Model, text: &[Vec<u32>]) -> f64 {
-        let config = model.config();
+    /// Of a model.
+    pub(super) fn of(&mut self, team: &Team, model: &Model) -> f64 {
+        let vocab = model.config().vocab;
         let (mut sum, mut count) = (0.0, 0);
-        for tokens in text.iter().filter(|t| t.len() > 1) {
-            let tokens = &tokens[..tokens.len().min(config.context)];
-            let pages = tokens.len().div_ceil(PAGE_TOKENS);
-            let batch = Batch {
-                tokens: tokens.to_vec(),
-                segments: vec![Segment {
-                    rows: 0..tokens.len(),
-                    position: 0,
-                    pages: 0..pages,
-                }],
-                tables: (0..pages as u32).collect(),
-                logits: (0..tokens.len() as u32 - 1).collect(),
-                ..Batch::default()
-            };
-            model.forward(team, &batch, &mut self.kv, &mut self.work, &mut self.out);
-            let rows = self.out.logits.chunks_exact_mut(config.vocab);
-            for (row, &next) in rows.zip(&tokens[1..]) {
-                log_softmax_in_place(row);
-                sum -= f64::from(row[next as usize]);
+        for (number, tokens) in self.text.iter().enumerate() {
+            self.predict(team, model, tokens);
+            let from = self.from[number].chunks_exact(vocab);
+            for (from, to) in from.zip(self.out.logits.chunks_exact(vocab)) {
+                let terms = from.iter().zip(to).map(|(from, to)| {
+                    let from = from.to_f32();
+                    f64::from(from.exp() * (from - to))
+                });
+                sum += terms.sum::<f64>();
                 count += 1;
             }
         }
         sum / f64::from(count.max(1))
+    }
+
+    /// Leaves the log-probabilities after each token.
+    fn predict(&mut self, team: &Team, model: &Model, tokens: &[u32]) {
+        let pages = tokens.len().div_ceil(PAGE_TOKENS);
+        let batch = Batch {
+            tokens: tokens.to_vec(),
+            segments: vec![Segment {
+                rows: 0..tokens.len(),
+                position: 0,
+                pages: 0..pages,
+            }],
+            tables: (0..pages as u32).collect(),
+            logits: (0..tokens.len() as u32).collect(),
+            ..Batch::default()
+        };
+        model.forward(team, &batch, &mut self.kv, &mut self.work, &mut self.out);
+        let vocab = model.config().vocab;
+        team.for_rows(&mut self.out.logits, vocab, &|_, row| {
+            log_softmax_in_place(row)
+        });
     }
 }
