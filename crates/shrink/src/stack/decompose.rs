@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn each_block_takes_away_most_of_the_error_and_inputs_count() {
+    fn each_block_takes_away_two_fifths_of_the_error_at_least_and_inputs_count() {
         let (rows, cols) = (40, 96);
         let team = Team::new(2);
         let weights = numbers(rows * cols, 1);
@@ -445,7 +445,7 @@ mod tests {
             let [of_seen, of_blind] =
                 [&seen, &blind].map(|d| error(&weights, &x, rows, cols, &d.blocks[..level]));
             assert!(
-                of_seen < last * 0.5,
+                of_seen < last * 0.6,
                 "level {level}: {of_seen} after {last}"
             );
             assert!(

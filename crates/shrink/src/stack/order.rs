@@ -144,3 +144,38 @@ impl<'a> Distance<'a> {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use half::f16;
+    use sedge_kernels::StackBlock;
+
+    use super::*;
+
+    #[test]
+    fn first_blocks_come_first_and_then_what_is_worth_most_for_its_bytes() {
+        let matrix = |name: &str, cols: usize| {
+            let (rows, one) = (16, f16::ONE);
+            let bytes = StackBlock::encode(
+                (rows, cols),
+                &vec![false; rows * cols],
+                &[one; 16],
+                &vec![one; cols],
+            );
+            let block = StackBlock::new(rows, cols, bytes.into()).unwrap();
+            StackedMatrix {
+                name: name.into(),
+                rows,
+                cols,
+                blocks: vec![block; 3],
+            }
+        };
+        let matrices = [matrix("small", 64), matrix("large", 640)];
+        // The large one's second block is worth more, but not for its bytes.
+        let gains = [vec![1.0, 0.1], vec![2.0, 1.9]];
+        assert_eq!(by_worth(&matrices, &gains), [0, 1, 0, 1, 1, 0]);
+        // A block that does harm still comes before those after it.
+        let gains = [vec![-1.0, 5.0], vec![2.0, -3.0]];
+        assert_eq!(by_worth(&matrices, &gains), [0, 1, 1, 1, 0, 0]);
+    }
+}
