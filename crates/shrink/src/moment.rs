@@ -11,7 +11,7 @@ use sedge_kernels::{
 };
 
 /// Sums over rows `x` of what a product reads: `Σ x xᵀ`, and the size of each column.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Moment {
     columns: usize,
     rows: usize,
@@ -107,7 +107,8 @@ impl Moment {
             return Ok(());
         }
         let x = MatRef::from_row_major_slice(x, rows, n);
-        let sum = MatMut::from_row_major_slice_mut(&mut self.sum, n, n);
+        // Symmetric: its columns are its rows.
+        let sum = MatMut::from_column_major_slice_mut(&mut self.sum, n, n);
         matmul(sum, Accum::Add, x.transpose(), x, 1.0, parallel(team));
         Ok(())
     }
