@@ -1,14 +1,16 @@
-//! Blocks of quantised values: ggml's layouts, decoded and encoded.
+//! Blocks of quantised values: ggml's layouts and Sedge's bipolar ones, decoded and encoded.
 //! Decoding never fails on bit patterns: every block of the right size has a value.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
+pub(crate) mod bipolar;
 mod decode;
 mod encode;
 
 use crate::DType;
 use crate::isa::isa;
 
+pub use bipolar::quantize_bipolar;
 pub(crate) use decode::{IQ4, decode, scale_min};
 
 /// Why a buffer could not be converted.
@@ -28,7 +30,7 @@ pub enum CodecError {
     },
     /// Sedge reads this type but does not write it.
     #[error(
-        "writing {0} is not supported; types that can be written: f32, f16, bf16, q8_0, q4_0, q4_k, q6_k"
+        "writing {0} is not supported; types that can be written: f32, f16, bf16, q8_0, q4_0, q4_k, q6_k, b1 to b8"
     )]
     NotWritable(DType),
 }

@@ -36,7 +36,7 @@ mod weight;
 pub use arena::Arena;
 pub use attention::{Attention, Segment, attend};
 pub use bidirectional::attend_all;
-pub use block::{CodecError, dequantize, quantize};
+pub use block::{CodecError, dequantize, quantize, quantize_bipolar};
 pub use dtype::DType;
 pub use elementwise::{add_assign, add_bias, gelu, gelu_mul, scale, silu_mul, softcap};
 pub use factor::Factor;

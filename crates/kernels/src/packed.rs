@@ -311,7 +311,7 @@ fn pack_scales<F: Format>(units: &[RowUnit; STRIP], out: &mut [u8]) {
     for block in 0..F::UNIT / F::BLOCK {
         units.iter().for_each(|u| put(u.scales[block], bytes));
     }
-    if F::MINIMA {
+    if F::MINIMA && !F::CENTRED {
         for block in 0..F::UNIT / F::BLOCK {
             units.iter().for_each(|u| put(u.minima[block], bytes));
         }
@@ -333,8 +333,12 @@ pub(crate) fn scale_of<F: Format>(unit: &[u8], block: usize, lane: usize) -> (f3
             half(start + 2 * at)
         }
     };
+    let scale = part(F::SCALES, 0);
+    if F::CENTRED {
+        return (2.0 * scale, -scale);
+    }
     let minimum = if F::MINIMA { part(F::MINIMUMS, 1) } else { 0.0 };
-    (part(F::SCALES, 0), minimum)
+    (scale, minimum)
 }
 
 /// The code of one row and column of a slab.
@@ -347,6 +351,9 @@ pub(crate) fn code_of<F: Format>(slab: &[u8], column: usize, lane: usize) -> u8 
         code |= (slab[at] >> (group / width * width) & mask) << below;
         start += width * 64;
         below += width;
+    }
+    if F::DOUBLED {
+        code *= 2;
     }
     if F::CODEBOOK {
         code = (crate::block::IQ4[usize::from(code)] as u8) ^ 0x80;

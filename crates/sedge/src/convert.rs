@@ -21,7 +21,7 @@ Examples:
 Quantising turns the large matrices into TYPE; norms and other small tensors stay as they are.";
 
 /// Types that files are written in.
-const WRITTEN: [DType; 7] = [
+const WRITTEN: [DType; 15] = [
     DType::F32,
     DType::F16,
     DType::BF16,
@@ -29,6 +29,14 @@ const WRITTEN: [DType; 7] = [
     DType::Q4_0,
     DType::Q4K,
     DType::Q6K,
+    DType::B1,
+    DType::B2,
+    DType::B3,
+    DType::B4,
+    DType::B5,
+    DType::B6,
+    DType::B7,
+    DType::B8,
 ];
 
 #[derive(clap::Args)]
@@ -42,7 +50,8 @@ pub(crate) struct Args {
     #[arg(value_name = "OUT.gguf")]
     output: PathBuf,
 
-    /// Type of the large matrices: f32, f16, bf16, q8_0, q6_k, q4_k or q4_0 [default: as they are]
+    /// Type of the large matrices: f32, f16, bf16, q8_0, q6_k, q4_k, q4_0, or b1 to b8
+    /// [default: as they are]
     #[arg(long = "type", value_name = "TYPE", value_parser = parse_type)]
     dtype: Option<DType>,
 

@@ -3,6 +3,7 @@
 
 use half::{bf16, f16};
 
+use super::bipolar;
 use crate::DType;
 
 /// Appends whole blocks of values to a buffer.
@@ -18,6 +19,14 @@ pub(crate) fn encoder(dtype: DType) -> Option<Encoder> {
         DType::Q4_0 => |x, out| each(x, out, q4_0),
         DType::Q4K => |x, out| each(x, out, q4_k),
         DType::Q6K => |x, out| each(x, out, q6_k),
+        DType::B1 => |x, out| bipolar::encode(1, x, None, out),
+        DType::B2 => |x, out| bipolar::encode(2, x, None, out),
+        DType::B3 => |x, out| bipolar::encode(3, x, None, out),
+        DType::B4 => |x, out| bipolar::encode(4, x, None, out),
+        DType::B5 => |x, out| bipolar::encode(5, x, None, out),
+        DType::B6 => |x, out| bipolar::encode(6, x, None, out),
+        DType::B7 => |x, out| bipolar::encode(7, x, None, out),
+        DType::B8 => |x, out| bipolar::encode(8, x, None, out),
         _ => return None,
     })
 }
@@ -34,7 +43,7 @@ fn each<const N: usize, const B: usize>(
 }
 
 /// Bounds a value so that no scale or squared error overflows; NaN becomes 0.
-fn tame(x: f32) -> f32 {
+pub(super) fn tame(x: f32) -> f32 {
     if x.is_nan() {
         0.0
     } else {
@@ -43,7 +52,7 @@ fn tame(x: f32) -> f32 {
 }
 
 /// The nearest finite f16.
-fn to_half(x: f32) -> f16 {
+pub(super) fn to_half(x: f32) -> f16 {
     f16::from_f32(x.clamp(-65504.0, 65504.0))
 }
 

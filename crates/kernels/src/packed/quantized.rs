@@ -120,8 +120,10 @@ impl Quantized {
         });
     }
 
+    /// Groups of a row: an even number, as the units of all types have, the last of zeros if
+    /// need be.
     pub(crate) fn groups(&self) -> usize {
-        self.cols.div_ceil(GROUP)
+        self.cols.div_ceil(2 * GROUP) * 2
     }
 
     /// Rows with those that fill the last block up.
