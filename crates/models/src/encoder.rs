@@ -66,10 +66,11 @@ impl Encoder {
             })
         };
         let linear = |name: &str, rows: usize, cols: usize| -> Result<Linear, TensorError> {
-            let weight = t.matrix(&format!("{name}.weight"), rows, cols)?;
+            let weight = format!("{name}.weight");
             Ok(Linear {
-                weight: weight.into(),
+                activation_bits: t.activation_bits(&weight, cols)?,
                 bias: t.maybe_vector(&format!("{name}.bias"), rows)?,
+                ..t.matrix(&weight, rows, cols)?.into()
             })
         };
         let layer = |i: usize| -> Result<EncoderLayer, TensorError> {

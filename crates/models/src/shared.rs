@@ -192,6 +192,7 @@ fn rows(weight: &Weight, team: &Team) -> Matrix {
     let mut copy = Linear {
         weight: weight.clone(),
         bias: None,
+        activation_bits: None,
     };
     if let Weight::Stored(matrix) = weight {
         return matrix.clone();

@@ -8,6 +8,7 @@ use super::kernels::Kernels;
 use super::layout::{Format, GROUP, SLAB, STRIP, with_format};
 use super::panel::Panel;
 use super::quantized::{GroupOut, RowBlock, quantize_group};
+use crate::DType;
 
 /// The set, where the machine has it.
 pub(super) fn kernels() -> Option<&'static Kernels> {
@@ -24,16 +25,23 @@ static AVX2: Kernels = Kernels {
     pack: |dtype, stored, row_bytes, strip| unsafe {
         with_format!(dtype, pack(stored, row_bytes, strip));
     },
-    quantize: |x, out| unsafe { quantize(x, out) },
+    quantize: |x, bits, out| unsafe { quantize(x, bits, out) },
     unpack: |dtype, strip, signed, out| unsafe {
         with_format!(dtype, unpack(strip, signed, out));
     },
     panel: |p, x, out| unsafe { panel(p, x, out) },
-    direct: Some(|dtype, strip, x, out| unsafe { with_format!(dtype, direct(strip, x, out)) }),
+    direct: Some(direct_of),
+    serial: false,
     tiles: None,
     halves: None,
     rounded: &super::rounded::PORTABLE,
 };
+
+/// See [`Kernels::direct`]; of the table above.
+pub(super) fn direct_of(dtype: DType, strip: &[u8], x: RowBlock<'_>, out: &mut [[f32; STRIP]]) {
+    // SAFETY: as above.
+    unsafe { with_format!(dtype, direct(strip, x, out)) }
+}
 
 macro_rules! avx2 {
     ($(#[$meta:meta])* fn $($rest:tt)*) => {
@@ -50,8 +58,8 @@ fn pack<F: Format>(stored: &[u8], row_bytes: usize, strip: &mut [u8]) {
 }
 
 avx2! {
-fn quantize(x: &[f32; GROUP], out: GroupOut<'_>) {
-    quantize_group(x, out);
+fn quantize(x: &[f32; GROUP], bits: usize, out: GroupOut<'_>) {
+    quantize_group(x, bits, out);
 }
 }
 

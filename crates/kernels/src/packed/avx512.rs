@@ -7,7 +7,7 @@ use crate::DType;
 use super::kernels::Kernels;
 use super::layout::{Format, GROUP, SLAB, STRIP, with_format};
 use super::panel::{Codes, Panel};
-use super::quantized::{GroupOut, RowBlock, factors};
+use super::quantized::{BIPOLAR_BITS, GroupOut, RowBlock, factors, quantize_group, top};
 
 /// The set, where the machine has it.
 pub(super) fn kernels() -> Option<&'static Kernels> {
@@ -28,16 +28,23 @@ pub(super) static AVX512: Kernels = Kernels {
     pack: |dtype, stored, row_bytes, strip| unsafe {
         with_format!(dtype, pack(stored, row_bytes, strip));
     },
-    quantize: |x, out| unsafe { quantize(x, out) },
+    quantize: |x, bits, out| unsafe { quantize(x, bits, out) },
     unpack: |dtype, strip, signed, out| unsafe {
         with_format!(dtype, unpack(strip, signed, out));
     },
     panel: |p, x, out| unsafe { panel(p, x, out) },
-    direct: Some(|dtype, strip, x, out| unsafe { with_format!(dtype, direct(strip, x, out)) }),
+    direct: Some(direct_of),
+    serial: false,
     tiles: None,
     halves: Some(|dtype, strip, x, out| unsafe { sixteen_bits(dtype, strip, x, out) }),
     rounded: &super::rounded::PORTABLE,
 };
+
+/// See [`Kernels::direct`]; of the table above.
+pub(super) fn direct_of(dtype: DType, strip: &[u8], x: RowBlock<'_>, out: &mut [[f32; STRIP]]) {
+    // SAFETY: as above.
+    unsafe { with_format!(dtype, direct(strip, x, out)) }
+}
 
 macro_rules! avx512 {
     ($(#[$meta:meta])* $vis:vis fn $($rest:tt)*) => {
@@ -55,16 +62,19 @@ fn pack<F: Format>(stored: &[u8], row_bytes: usize, strip: &mut [u8]) {
 
 avx512! {
 /// [`quantize_group`], four vectors at a time.
-fn quantize(x: &[f32; GROUP], out: GroupOut<'_>) {
+fn quantize(x: &[f32; GROUP], bits: usize, out: GroupOut<'_>) {
+    if bits <= BIPOLAR_BITS {
+        return quantize_group(x, bits, out);
+    }
     let mut v = [_mm512_setzero_ps(); 4];
     for (v, x) in v.iter_mut().zip(x.as_chunks::<16>().0) {
         *v = load_f32(x);
     }
     let size = |i: usize| _mm512_abs_ps(v[i]);
     // The largest magnitude as an integer: so ordered, what is not finite is above all else.
-    let bits = |i: usize| _mm512_castps_si512(size(i));
-    let largest = _mm512_max_epi32(_mm512_max_epi32(bits(0), bits(1)), _mm512_max_epi32(bits(2), bits(3)));
-    let factors = factors(f32::from_bits(_mm512_reduce_max_epi32(largest) as u32));
+    let whole = |i: usize| _mm512_castps_si512(size(i));
+    let largest = _mm512_max_epi32(_mm512_max_epi32(whole(0), whole(1)), _mm512_max_epi32(whole(2), whole(3)));
+    let factors = factors(f32::from_bits(_mm512_reduce_max_epi32(largest) as u32), top(bits));
     *out.scale = factors.scale;
     if !factors.scale.is_finite() {
         out.codes.fill(0);
@@ -88,7 +98,7 @@ fn quantize(x: &[f32; GROUP], out: GroupOut<'_>) {
 
 avx512! {
 #[inline]
-fn load(bytes: &[u8; 64]) -> __m512i {
+pub(super) fn load(bytes: &[u8; 64]) -> __m512i {
     // SAFETY: reads the 64 bytes of the array.
     unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
 }
