@@ -66,7 +66,7 @@ fn main() {
                     .collect();
                 let mut q = Activations::default();
                 let mut out = vec![0.0; m * n];
-                q.fill(&team, &x, k, m, w.forms());
+                q.fill(&team, &x, k, m, w.forms(None));
                 let time = best(|| {
                     let out = &mut out;
                     products(
@@ -90,7 +90,7 @@ fn main() {
                 let x = vec![0.25; m * k];
                 let mut q = Activations::default();
                 let mut out = vec![0.0; m * n];
-                q.fill(&team, &x, k, 0, w.forms());
+                q.fill(&team, &x, k, 0, w.forms(None));
                 let time = best(|| {
                     let product = Product {
                         weight: w,

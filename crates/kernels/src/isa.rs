@@ -110,8 +110,8 @@ mod avx2 {
     pub(super) static AVX2: Isa = Isa {
         decode: |dtype, bytes, out| unsafe { block::avx2::decode(dtype, bytes, out) },
         fit: |shape, x, importance| unsafe { fit(shape, x, importance) },
-        round_spreading: |grids, x, spread, codes, errors| unsafe {
-            round_spreading(grids, x, spread, codes, errors)
+        round_spreading: |grid, x, spread, codes, errors| unsafe {
+            round_spreading(grid, x, spread, codes, errors)
         },
         dot4: Some(|dtype, rows, x| unsafe { block::avx2::dot4(dtype, rows, x) }),
         tiles: tiles!(|x, xs, w, ws, k, out| unsafe { tile::<M, N>(x, xs, w, ws, k, out) }),
@@ -129,13 +129,13 @@ mod avx2 {
 
     #[target_feature(enable = "avx2,fma,f16c")]
     fn round_spreading(
-        grids: &[Grid],
+        grid: &Grid,
         x: &mut [f32],
         spread: (&[f32], usize),
         codes: &mut [u8],
         errors: &mut [f32],
     ) {
-        block::grid::round_spreading(grids, x, spread, codes, errors);
+        block::grid::round_spreading(grid, x, spread, codes, errors);
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]

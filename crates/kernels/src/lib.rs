@@ -46,8 +46,8 @@ pub use matmul::matmul;
 pub use matrix::{Matrix, MatrixError};
 pub use norm::{layer_norm, rms_norm, rms_norm_in_place};
 pub use packed::{
-    Activations, Forms, PACKED_VERSION, Packed, Product, gated_product, packed_kernels, packs,
-    products, rounds_fast,
+    ActivationBits, Activations, BitsError, Forms, PACKED_VERSION, Packed, Product, gated_product,
+    packed_kernels, packs, products, rounds_fast,
 };
 pub use peak::{Peak, bf16_peak, f32_peak, int8_peak, read_bandwidth};
 pub use rotary::{RopeStyle, rotate};

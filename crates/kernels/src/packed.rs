@@ -29,6 +29,7 @@ mod amx_rounded;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod bits;
 mod choice;
 pub(crate) mod codes;
 pub(crate) mod halves;
@@ -39,11 +40,13 @@ mod portable;
 mod product;
 mod quantized;
 mod rounded;
+mod serial;
 mod share;
 #[cfg(test)]
 mod tests;
 
 pub use activations::{Activations, Forms};
+pub use bits::{ActivationBits, BitsError};
 pub use kernels::{packed_kernels, rounds_fast};
 pub use product::{Product, gated_product, products};
 
@@ -106,7 +109,7 @@ impl Packed {
         }
         let types = stored.iter().map(|w| w.dtype());
         for dtype in types.filter(|d| !is_half(*d)) {
-            choice::choice(dtype); // measured now, not in the first step
+            choice::choice(dtype, 8); // measured now, not in the first step
         }
         Ok(Bytes::from_owner(memory).slice(..total))
     }
@@ -187,16 +190,18 @@ impl Packed {
         });
     }
 
-    /// In which forms a product reads the rows of activations that are not rounded.
-    pub fn forms(&self) -> Forms {
+    /// In which forms a product reads the rows of activations that are not rounded, quantised to
+    /// so many bits if it says so.
+    pub fn forms(&self, bits: Option<&ActivationBits>) -> Forms {
         let floats = is_half(self.dtype);
         Forms {
             codes: !floats,
             floats,
             few: match floats {
                 true => 0,
-                false => choice::choice(self.dtype).unfilled(),
+                false => choice::choice(self.dtype, choice::bits_of(bits)).unfilled(),
             },
+            bits: bits.cloned(),
         }
     }
 
@@ -311,7 +316,7 @@ fn pack_scales<F: Format>(units: &[RowUnit; STRIP], out: &mut [u8]) {
     for block in 0..F::UNIT / F::BLOCK {
         units.iter().for_each(|u| put(u.scales[block], bytes));
     }
-    if F::MINIMA {
+    if F::MINIMA && !F::CENTRED {
         for block in 0..F::UNIT / F::BLOCK {
             units.iter().for_each(|u| put(u.minima[block], bytes));
         }
@@ -333,8 +338,12 @@ pub(crate) fn scale_of<F: Format>(unit: &[u8], block: usize, lane: usize) -> (f3
             half(start + 2 * at)
         }
     };
+    let scale = part(F::SCALES, 0);
+    if F::CENTRED {
+        return (2.0 * scale, -scale);
+    }
     let minimum = if F::MINIMA { part(F::MINIMUMS, 1) } else { 0.0 };
-    (part(F::SCALES, 0), minimum)
+    (scale, minimum)
 }
 
 /// The code of one row and column of a slab.
@@ -347,6 +356,9 @@ pub(crate) fn code_of<F: Format>(slab: &[u8], column: usize, lane: usize) -> u8 
         code |= (slab[at] >> (group / width * width) & mask) << below;
         start += width * 64;
         below += width;
+    }
+    if F::DOUBLED {
+        code *= 2;
     }
     if F::CODEBOOK {
         code = (crate::block::IQ4[usize::from(code)] as u8) ^ 0x80;

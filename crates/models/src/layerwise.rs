@@ -171,6 +171,11 @@ impl Layerwise {
         all
     }
 
+    /// The norm before the output head.
+    pub fn last_norm(&mut self) -> &mut Vec<f32> {
+        &mut self.model.family.members[0].norm
+    }
+
     /// Runs the next layer and hands the rows that its products read to `see`, by the number of
     /// the input; the states stay as they are.
     ///

@@ -5,6 +5,7 @@
 //! folder or a GGUF file; [`open()`] reads either into the same types.
 #![deny(missing_docs)]
 
+mod activation_bits;
 mod adapter;
 mod architecture;
 mod batch;
@@ -30,6 +31,7 @@ mod synth;
 mod tensors;
 mod weights;
 
+pub use activation_bits::activation_bits;
 pub use adapter::{Acts, Adapter, AdapterError, AdapterFacts};
 pub use architecture::Architecture;
 pub use batch::{Batch, Outputs, Variant};

@@ -9,9 +9,10 @@ use bytes::Bytes;
 use indexmap::IndexMap;
 use sedge_formats::gguf::Gguf;
 use sedge_formats::safetensors::Checkpoint;
-use sedge_kernels::{DType, Matrix, MatrixError, dequantize};
+use sedge_kernels::{ActivationBits, BitsError, DType, Matrix, MatrixError, dequantize};
 
 use crate::Architecture;
+use crate::activation_bits::{self, BitsByName};
 
 /// Why a checkpoint's tensors do not make the model that its configuration describes.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +40,14 @@ pub enum TensorError {
         name: String,
         /// What is wrong.
         source: MatrixError,
+    },
+    /// What a file says of a tensor's activations does not fit it.
+    #[error("activations of {name:?}: {source}")]
+    ActivationBits {
+        /// Name.
+        name: String,
+        /// What is wrong.
+        source: BitsError,
     },
     /// A layer has a tensor that the architecture does not use: computing without it would be wrong.
     #[error(
@@ -84,6 +93,7 @@ pub(crate) type Keys = HashMap<String, blake3::Hash>;
 #[derive(Debug)]
 pub(crate) struct Tensors {
     pub(crate) map: IndexMap<String, Stored>,
+    activation_bits: BitsByName,
     used: RefCell<HashSet<String>>,
     architecture: Architecture,
 }
@@ -103,6 +113,7 @@ impl Tensors {
         };
         Tensors {
             map: file.tensors().iter().map(one).collect(),
+            activation_bits: activation_bits::of_metadata(file.metadata()),
             used: RefCell::default(),
             architecture,
         }
@@ -191,6 +202,7 @@ impl Tensors {
         }
         Ok(Tensors {
             map,
+            activation_bits: BitsByName::new(),
             used: RefCell::default(),
             architecture,
         })
@@ -228,6 +240,21 @@ impl Tensors {
         cols: usize,
     ) -> Result<Vec<Matrix>, TensorError> {
         self.get(name)?.experts(experts, rows, cols)
+    }
+
+    /// The bits of the activations that a matrix of so many columns reads, if not 8.
+    pub(crate) fn activation_bits(
+        &self,
+        name: &str,
+        cols: usize,
+    ) -> Result<Option<ActivationBits>, TensorError> {
+        let Some(bits) = self.activation_bits.get(name) else {
+            return Ok(None);
+        };
+        ActivationBits::new(bits, cols).map_err(|source| TensorError::ActivationBits {
+            name: name.to_owned(),
+            source,
+        })
     }
 
     /// A vector of f32.

@@ -188,6 +188,16 @@ struct Job<'a> {
     line: ProgressLine,
 }
 
+/// Bits of activations that are written into the file.
+fn activations(target: &Target) -> Option<(u8, bool)> {
+    match target {
+        Target::Scheme(scheme) if scheme.activations < 8 => {
+            Some((scheme.activations as u8, scheme.mixed))
+        }
+        _ => None,
+    }
+}
+
 /// How often a perplexity is aimed at before the best try is taken.
 const TRIES: usize = 5;
 
@@ -216,6 +226,7 @@ impl Job<'_> {
         } = self;
         let options = Options {
             method: args.method.into(),
+            activations: activations(&args.to),
             anew: args.restart,
             ..Options::default()
         };

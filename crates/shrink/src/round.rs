@@ -127,28 +127,27 @@ fn chunk_spreading(
     let row_bytes = out.len() / rows.max(1);
     let len = dtype.block_len();
     let mut errors = vec![0.0f32; rows * RUN];
-    let (mut codes, mut grids, mut block) = ([0u8; RUN], Vec::new(), Vec::new());
+    let (mut codes, mut block) = ([0u8; RUN], Vec::new());
     let mut total = 0.0;
     for start in (0..n).step_by(RUN) {
         let run = RUN.min(n - start);
         let upper = &spread.upper[start * n + start..];
         for row in 0..rows {
             let x = &mut w[row * n + start..][..run];
-            grids.clear();
-            // A block's scales are fitted to what its values have become by then.
-            for first in (0..run).step_by(len) {
-                let weights = &squares[start + first..][..len];
-                grids.push(Grid::fit(dtype, &x[first..][..len], Some(weights)));
-            }
             let errors = &mut errors[row * RUN..][..run];
-            Grid::round_spreading(&grids, x, (upper, n), &mut codes[..run], errors);
-            total += errors.iter().map(|e| f64::from(e * e)).sum::<f64>();
-            block.clear();
-            for (grid, codes) in grids.iter().zip(codes.chunks_exact(len)) {
-                grid.write(codes, &mut block);
+            let blocks = errors.chunks_exact_mut(len).zip((0..run).step_by(len));
+            for (errors, first) in blocks {
+                // A block's scales are fitted to what its values have become by then.
+                let weights = &squares[start + first..][..len];
+                let grid = Grid::fit(dtype, &x[first..][..len], Some(weights));
+                let upper = (&upper[first * n + first..], n);
+                grid.round_spreading(&mut x[first..], upper, &mut codes[..len], errors);
+                total += errors.iter().map(|e| f64::from(e * e)).sum::<f64>();
+                block.clear();
+                grid.write(&codes[..len], &mut block);
+                let at = row * row_bytes + (start + first) / len * dtype.block_bytes();
+                out[at..at + block.len()].copy_from_slice(&block);
             }
-            let at = row * row_bytes + start / len * dtype.block_bytes();
-            out[at..at + block.len()].copy_from_slice(&block);
         }
         let rest = start + run;
         if rest == n {

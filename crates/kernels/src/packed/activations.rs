@@ -4,18 +4,23 @@ use std::ops::Range;
 
 use crate::team::{Disjoint, Team};
 
-use super::quantized::Quantized;
+use super::bits::ActivationBits;
+use super::kernels::kernels;
+use super::layout::GROUP;
+use super::quantized::{GroupOut, Quantized};
 use super::rounded::{Rounded, TILE};
 
 /// Forms that rows take which are not rounded to bfloat16.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Forms {
-    /// 8-bit integers, for quantised weights.
+    /// Integers of up to 8 bits, for quantised weights.
     pub codes: bool,
     /// As they are, for weights of 16 bits.
     pub floats: bool,
     /// Blocks of more rows of integers are filled up to 16 where the machine has tiles for them.
     pub few: usize,
+    /// Bits of the integers, and of what floats are rounded to; 8, and not at all, without.
+    pub bits: Option<ActivationBits>,
 }
 
 impl std::ops::BitOr for Forms {
@@ -26,6 +31,7 @@ impl std::ops::BitOr for Forms {
             codes: self.codes || other.codes,
             floats: self.floats || other.floats,
             few: self.few.max(other.few),
+            bits: ActivationBits::finest(self.bits.as_ref(), other.bits.as_ref()),
         }
     }
 }
@@ -47,6 +53,8 @@ pub struct Activations {
     pub(super) integers: Quantized,
     /// `[exact][cols, padded to whole tiles]`.
     floats: Vec<f32>,
+    /// See [`coarse`](Activations::coarse).
+    coarse: Vec<f32>,
     pub(super) rounded: Rounded,
 }
 
@@ -61,8 +69,8 @@ impl Activations {
         self.cols
     }
 
-    /// Takes `x`, whole rows of `cols` values, the first `exact` of them in these forms. The
-    /// integers are the nearest to `127 · x / max|x|`, the maximum over 64 columns. Values that
+    /// Takes `x`, whole rows of `cols` values, the first `exact` of them in these forms. Of 8
+    /// bits, the integers are the nearest to `127 · x / max|x|`, the maximum over 64 columns. Values that
     /// are not finite spoil the outputs of their row.
     ///
     /// # Panics
@@ -117,6 +125,20 @@ impl Activations {
         });
     }
 
+    /// Rounds whole rows of `cols` values to so many bits and back to f32, for
+    /// [`coarse`](Activations::coarse).
+    pub fn coarsen(&mut self, team: &Team, x: &[f32], cols: usize, bits: &ActivationBits) {
+        self.coarse.clear();
+        self.coarse.extend_from_slice(x);
+        team.for_rows(&mut self.coarse, cols, &|_, row| coarsen(row, bits));
+    }
+
+    /// The rows that [`coarsen`](Activations::coarsen) has rounded, as f32: what products of
+    /// weights that are not packed read where activations have fewer than 8 bits.
+    pub fn coarse(&self) -> &[f32] {
+        &self.coarse
+    }
+
     /// Takes a shape, of rounded rows that are to be written.
     pub(super) fn shape(&mut self, rows: usize, cols: usize, exact: usize) -> &mut Rounded {
         assert!(exact <= rows, "{exact} of {rows} rows");
@@ -133,25 +155,33 @@ impl Activations {
         make: &(dyn Fn(usize, &mut [f32]) + Sync),
     ) {
         let (cols, exact, width) = (self.cols, self.exact, self.width());
-        self.forms = forms;
-        if !forms.floats {
-            return self.integers.fill_with(team, exact, cols, forms.few, make);
+        let bits = forms.bits.clone();
+        if forms.floats {
+            if self.floats.len() < exact * width {
+                self.floats.resize(exact * width, 0.0);
+            }
+            let floats = &mut self.floats[..exact * width];
+            team.for_rows(floats, width, &|row, out| {
+                make(row, &mut out[..cols]);
+                out[cols..].fill(0.0);
+                if let Some(bits) = &bits {
+                    coarsen(&mut out[..cols], bits);
+                }
+            });
         }
-        if self.floats.len() < exact * width {
-            self.floats.resize(exact * width, 0.0);
-        }
-        let floats = &mut self.floats[..exact * width];
-        team.for_rows(floats, width, &|row, out| {
-            make(row, &mut out[..cols]);
-            out[cols..].fill(0.0);
-        });
         if forms.codes {
-            let floats = &self.floats;
-            self.integers
-                .fill_with(team, exact, cols, forms.few, &|row, out| {
-                    out.copy_from_slice(&floats[row * width..][..cols]);
-                });
+            let (floats, shape) = (&self.floats, (exact, cols));
+            let bits = bits.as_ref();
+            match forms.floats && bits.is_none() {
+                true => self
+                    .integers
+                    .fill_with(team, shape, forms.few, bits, &|row, out| {
+                        out.copy_from_slice(&floats[row * width..][..cols]);
+                    }),
+                false => self.integers.fill_with(team, shape, forms.few, bits, make),
+            }
         }
+        self.forms = forms;
     }
 
     /// Columns with those that fill the last tile up.
@@ -169,5 +199,24 @@ impl Activations {
     pub(super) fn integers(&self) -> &Quantized {
         assert!(self.forms.codes || self.exact == 0);
         &self.integers
+    }
+}
+
+/// Rounds a row to so many bits and back.
+pub(super) fn coarsen(row: &mut [f32], bits: &ActivationBits) {
+    for (group, row) in row.chunks_mut(GROUP).enumerate() {
+        let mut x = [0.0; GROUP];
+        x[..row.len()].copy_from_slice(row);
+        let (mut codes, mut scale) = ([0; GROUP], 0.0);
+        let out = GroupOut {
+            codes: &mut codes,
+            scale: &mut scale,
+            sums: &mut [0; 4],
+            slab_sums: &mut [0.0; 2],
+        };
+        (kernels().quantize)(&x, bits.of(group), out);
+        for (x, code) in row.iter_mut().zip(codes) {
+            *x = f32::from(code) * scale;
+        }
     }
 }

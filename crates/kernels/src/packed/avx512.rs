@@ -7,7 +7,7 @@ use crate::DType;
 use super::kernels::Kernels;
 use super::layout::{Format, GROUP, SLAB, STRIP, with_format};
 use super::panel::{Codes, Panel};
-use super::quantized::{GroupOut, RowBlock, factors};
+use super::quantized::{BIPOLAR_BITS, GroupOut, RowBlock, factors, quantize_group, top};
 
 /// The set, where the machine has it.
 pub(super) fn kernels() -> Option<&'static Kernels> {
@@ -28,16 +28,23 @@ pub(super) static AVX512: Kernels = Kernels {
     pack: |dtype, stored, row_bytes, strip| unsafe {
         with_format!(dtype, pack(stored, row_bytes, strip));
     },
-    quantize: |x, out| unsafe { quantize(x, out) },
+    quantize: |x, bits, out| unsafe { quantize(x, bits, out) },
     unpack: |dtype, strip, signed, out| unsafe {
         with_format!(dtype, unpack(strip, signed, out));
     },
     panel: |p, x, out| unsafe { panel(p, x, out) },
-    direct: Some(|dtype, strip, x, out| unsafe { with_format!(dtype, direct(strip, x, out)) }),
+    direct: Some(direct_of),
+    serial: false,
     tiles: None,
     halves: Some(|dtype, strip, x, out| unsafe { sixteen_bits(dtype, strip, x, out) }),
     rounded: &super::rounded::PORTABLE,
 };
+
+/// See [`Kernels::direct`]; of the table above.
+pub(super) fn direct_of(dtype: DType, strip: &[u8], x: RowBlock<'_>, out: &mut [[f32; STRIP]]) {
+    // SAFETY: as above.
+    unsafe { with_format!(dtype, direct(strip, x, out)) }
+}
 
 macro_rules! avx512 {
     ($(#[$meta:meta])* $vis:vis fn $($rest:tt)*) => {
@@ -55,16 +62,19 @@ fn pack<F: Format>(stored: &[u8], row_bytes: usize, strip: &mut [u8]) {
 
 avx512! {
 /// [`quantize_group`], four vectors at a time.
-fn quantize(x: &[f32; GROUP], out: GroupOut<'_>) {
+fn quantize(x: &[f32; GROUP], bits: usize, out: GroupOut<'_>) {
+    if bits <= BIPOLAR_BITS {
+        return quantize_group(x, bits, out);
+    }
     let mut v = [_mm512_setzero_ps(); 4];
     for (v, x) in v.iter_mut().zip(x.as_chunks::<16>().0) {
         *v = load_f32(x);
     }
     let size = |i: usize| _mm512_abs_ps(v[i]);
     // The largest magnitude as an integer: so ordered, what is not finite is above all else.
-    let bits = |i: usize| _mm512_castps_si512(size(i));
-    let largest = _mm512_max_epi32(_mm512_max_epi32(bits(0), bits(1)), _mm512_max_epi32(bits(2), bits(3)));
-    let factors = factors(f32::from_bits(_mm512_reduce_max_epi32(largest) as u32));
+    let whole = |i: usize| _mm512_castps_si512(size(i));
+    let largest = _mm512_max_epi32(_mm512_max_epi32(whole(0), whole(1)), _mm512_max_epi32(whole(2), whole(3)));
+    let factors = factors(f32::from_bits(_mm512_reduce_max_epi32(largest) as u32), top(bits));
     *out.scale = factors.scale;
     if !factors.scale.is_finite() {
         out.codes.fill(0);
@@ -88,7 +98,7 @@ fn quantize(x: &[f32; GROUP], out: GroupOut<'_>) {
 
 avx512! {
 #[inline]
-fn load(bytes: &[u8; 64]) -> __m512i {
+pub(super) fn load(bytes: &[u8; 64]) -> __m512i {
     // SAFETY: reads the 64 bytes of the array.
     unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
 }
@@ -146,14 +156,15 @@ pub(super) fn codes<F: Format>(slab: &[u8]) -> [__m512i; 8] {
         return out;
     }
     // Spelled out, lest a loop over widths stays a loop.
+    let doubled = usize::from(F::DOUBLED);
     if F::BITS & 4 != 0 {
-        plane::<4>(&vectors[..4], 0, &mut out);
+        plane::<4>(&vectors[..4], doubled, &mut out);
     }
     if F::BITS & 2 != 0 {
-        plane::<2>(&vectors[F::BITS & 4..][..2], F::BITS & 4, &mut out);
+        plane::<2>(&vectors[F::BITS & 4..][..2], doubled + (F::BITS & 4), &mut out);
     }
     if F::BITS & 1 != 0 {
-        plane::<1>(&vectors[F::BITS & 6..][..1], F::BITS & 6, &mut out);
+        plane::<1>(&vectors[F::BITS & 6..][..1], doubled + (F::BITS & 6), &mut out);
     }
     if F::CODEBOOK {
         let table = crate::block::IQ4.map(|v| (v as u8 ^ 0x80) as i8);
@@ -177,6 +188,12 @@ pub(super) fn scales<F: Format>(unit: &[u8], start: usize, block: usize, outer: 
         // SAFETY: reads the 16 bytes of the slice.
         let bytes = unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) };
         _mm512_mul_ps(outer, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)))
+    } else if F::CENTRED {
+        let scale = halves(&unit[F::SCALES + block * STRIP * 2..]);
+        match start == F::SCALES {
+            true => _mm512_add_ps(scale, scale),
+            false => _mm512_sub_ps(_mm512_set1_ps(-0.0), scale),
+        }
     } else {
         halves(&unit[start + block * STRIP * 2..])
     }
@@ -340,39 +357,53 @@ fn four(x: &[i8; GROUP], column: usize) -> __m512i {
 }
 }
 
-avx512! {
-/// One block's sums for `M` rows, of up to eight vectors of codes.
-#[inline]
-fn block_sums<const M: usize>(
-    codes: &[__m512i],
-    zero: i32,
-    x: &[&[i8; GROUP]; M],
-    column: usize,
-    sums: [i32; M],
-) -> [__m512; M] {
-    // Two sums for one row alone: the product's latency is five times its rate.
-    let mut even = [_mm512_setzero_si512(); M];
-    let mut odd = [_mm512_setzero_si512(); M];
-    for m in 0..M {
-        even[m] = start(zero, sums[m]);
-    }
-    for (g, &w) in codes.iter().enumerate() {
+/// The sums of a block for `M` rows. Two of one row alone: a product's latency is five times its
+/// rate.
+struct BlockSums<const M: usize> {
+    even: [__m512i; M],
+    odd: __m512i,
+}
+
+impl<const M: usize> BlockSums<M> {
+    avx512! {
+    #[inline]
+    fn new(zero: i32, sums: [i32; M]) -> BlockSums<M> {
+        let mut even = [_mm512_setzero_si512(); M];
         for m in 0..M {
-            let x = four(x[m], column + 4 * g);
-            if M == 1 && g % 2 == 1 {
-                odd[m] = _mm512_dpbusd_epi32(odd[m], w, x);
-            } else {
-                even[m] = _mm512_dpbusd_epi32(even[m], w, x);
+            even[m] = start(zero, sums[m]);
+        }
+        BlockSums { even, odd: _mm512_setzero_si512() }
+    }
+    }
+
+    avx512! {
+    /// Adds the products of some vectors of codes, of columns from `column` on.
+    #[inline]
+    fn add(&mut self, codes: &[__m512i], x: &[&[i8; GROUP]; M], column: usize) {
+        for (g, &w) in codes.iter().enumerate() {
+            for m in 0..M {
+                let x = four(x[m], column + 4 * g);
+                if M == 1 && g % 2 == 1 {
+                    self.odd = _mm512_dpbusd_epi32(self.odd, w, x);
+                } else {
+                    self.even[m] = _mm512_dpbusd_epi32(self.even[m], w, x);
+                }
             }
         }
     }
-    let mut out = [_mm512_setzero_ps(); M];
-    for m in 0..M {
-        let sum = if M == 1 { _mm512_add_epi32(even[m], odd[m]) } else { even[m] };
-        out[m] = _mm512_cvtepi32_ps(sum);
     }
-    out
-}
+
+    avx512! {
+    #[inline]
+    fn total(self) -> [__m512; M] {
+        let mut out = [_mm512_setzero_ps(); M];
+        for m in 0..M {
+            let sum = if M == 1 { _mm512_add_epi32(self.even[m], self.odd) } else { self.even[m] };
+            out[m] = _mm512_cvtepi32_ps(sum);
+        }
+        out
+    }
+    }
 }
 
 avx512! {
@@ -400,6 +431,16 @@ fn direct<F: Format>(strip: &[u8], x: RowBlock<'_>, out: &mut [[f32; STRIP]]) {
 }
 }
 
+/// The sums of a group's activations, for `M` rows.
+#[inline(always)]
+fn group_sums<const M: usize>(sums: &[[i32; 4]], rows: Rows<'_>, group: usize) -> [i32; M] {
+    let mut all = [0; M];
+    for (m, all) in all.iter_mut().enumerate() {
+        *all = sums[rows.cell(group, m)].iter().sum();
+    }
+    all
+}
+
 avx512! {
 fn direct_rows<F: Format, const M: usize>(
     strip: &[u8],
@@ -419,12 +460,17 @@ fn direct_rows<F: Format, const M: usize>(
                 *xs = &x_codes[rows.cell(group, m)].0;
             }
             let mut t = [_mm512_setzero_ps(); M];
+            let mut whole = BlockSums::<M>::new(F::ZERO, group_sums(x_sums, rows, group));
             for half in 0..2 {
                 let slab = 2 * g + half;
                 let bytes = &unit[slab * F::SLAB_BYTES..][..F::SLAB_BYTES];
                 let after = if slab + 1 == F::UNIT / SLAB { F::UNIT_BYTES } else { (slab + 1) * F::SLAB_BYTES };
                 ask_ahead(bytes.as_ptr(), (after - slab * F::SLAB_BYTES) / 64);
                 let codes = codes::<F>(bytes);
+                if F::BLOCK == GROUP {
+                    whole.add(&codes, &xs, half * SLAB);
+                    continue;
+                }
                 for part in 0..SLAB / F::BLOCK {
                     let block = slab * (SLAB / F::BLOCK) + part;
                     let s = scales::<F>(unit, F::SCALES, block, scale);
@@ -439,9 +485,9 @@ fn direct_rows<F: Format, const M: usize>(
                     }
                     let vectors = F::BLOCK / 4;
                     let column = half * SLAB + part * F::BLOCK;
-                    let products = block_sums::<M>(
-                        &codes[part * vectors..(part + 1) * vectors], F::ZERO, &xs, column, sums,
-                    );
+                    let mut products = BlockSums::<M>::new(F::ZERO, sums);
+                    products.add(&codes[part * vectors..(part + 1) * vectors], &xs, column);
+                    let products = products.total();
                     for m in 0..M {
                         t[m] = scaled(products[m], s, t[m], half == 0 && part == 0);
                     }
@@ -455,6 +501,20 @@ fn direct_rows<F: Format, const M: usize>(
                             };
                             t[m] = _mm512_fnmadd_ps(least, _mm512_set1_ps(sum), t[m]);
                         }
+                    }
+                }
+            }
+            if F::BLOCK == GROUP {
+                let s = scales::<F>(unit, F::SCALES, g, scale);
+                let products = whole.total();
+                for m in 0..M {
+                    t[m] = _mm512_mul_ps(products[m], s);
+                }
+                if F::MINIMA {
+                    let least = scales::<F>(unit, F::MINIMUMS, g, minimum);
+                    for m in 0..M {
+                        let [a, b] = x_slab_sums[rows.cell(group, m)];
+                        t[m] = _mm512_fnmadd_ps(least, _mm512_set1_ps(a + b), t[m]);
                     }
                 }
             }
@@ -516,6 +576,8 @@ fn panel(p: &Panel, x: RowBlock<'_>, out: &mut [[f32; STRIP]]) {
 avx512! {
 fn panel_rows<const M: usize>(p: &Panel, rows: Rows<'_>, out: &mut [[f32; STRIP]]) -> usize {
     match (p.block, p.minima.is_empty()) {
+        (GROUP, true) => panel_kind::<M, GROUP, false>(p, rows, out),
+        (GROUP, false) => panel_kind::<M, GROUP, true>(p, rows, out),
         (SLAB, true) => panel_kind::<M, SLAB, false>(p, rows, out),
         (SLAB, false) => panel_kind::<M, SLAB, true>(p, rows, out),
         (_, true) => panel_kind::<M, 16, false>(p, rows, out),
@@ -547,13 +609,22 @@ fn panel_kind<const M: usize, const BLOCK: usize, const MINIMA: bool>(
             let mut sums = [0; M];
             for (m, sum) in sums.iter_mut().enumerate() {
                 let parts = &x_sums[rows.cell(group, m)];
-                *sum = if BLOCK == SLAB { parts[2 * part] + parts[2 * part + 1] } else { parts[part] };
+                *sum = match BLOCK {
+                    GROUP => parts.iter().sum(),
+                    SLAB => parts[2 * part] + parts[2 * part + 1],
+                    _ => parts[part],
+                };
             }
-            let mut w = [_mm512_setzero_si512(); 8];
-            for (w, codes) in w.iter_mut().zip(&codes[part * (BLOCK / 4)..(part + 1) * (BLOCK / 4)]) {
-                *w = load(&codes.0);
+            let mut products = BlockSums::<M>::new(p.zero, sums);
+            let codes = &codes[part * (BLOCK / 4)..(part + 1) * (BLOCK / 4)];
+            for (i, codes) in codes.chunks(8).enumerate() {
+                let mut w = [_mm512_setzero_si512(); 8];
+                for (w, codes) in w.iter_mut().zip(codes) {
+                    *w = load(&codes.0);
+                }
+                products.add(&w[..codes.len()], &xs, part * BLOCK + i * SLAB);
             }
-            let products = block_sums::<M>(&w[..BLOCK / 4], p.zero, &xs, part * BLOCK, sums);
+            let products = products.total();
             let s = load_f32(&p.scales[block]);
             for m in 0..M {
                 t[m] = scaled(products[m], s, t[m], part == 0);
@@ -561,10 +632,11 @@ fn panel_kind<const M: usize, const BLOCK: usize, const MINIMA: bool>(
             if MINIMA {
                 let least = load_f32(&p.minima[block]);
                 for m in 0..M {
-                    let sum = if BLOCK == SLAB {
-                        x_slab_sums[rows.cell(group, m)][part]
-                    } else {
-                        sums[m] as f32
+                    let slabs = x_slab_sums[rows.cell(group, m)];
+                    let sum = match BLOCK {
+                        GROUP => slabs[0] + slabs[1],
+                        SLAB => slabs[part],
+                        _ => sums[m] as f32,
                     };
                     t[m] = _mm512_fnmadd_ps(least, _mm512_set1_ps(sum), t[m]);
                 }

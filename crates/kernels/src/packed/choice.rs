@@ -1,5 +1,6 @@
-//! Which kernels multiply which weights: measured on this machine when a type is first packed,
-//! and kept. All kernels of integers give the same bits, so this is a choice of speed alone.
+//! Which kernels multiply which weights with activations of how many bits: measured on this
+//! machine when a type is first packed, or first multiplied with so few bits that there are
+//! products of bits, and kept. All kernels of integers give the same bits, so this is a choice of speed alone.
 //!
 //! Kept while the process lives: measuring a type is a small part of packing it.
 
@@ -8,11 +9,13 @@ use std::time::{Duration, Instant};
 
 use crate::{DType, Team};
 
+use super::bits::ActivationBits;
 use super::facts;
 use super::kernels::{self, Kernels};
 use super::layout::STRIP;
 use super::panel::Panel;
-use super::quantized::{BLOCK_ROWS, Quantized};
+use super::quantized::{BIPOLAR_BITS, BLOCK_ROWS, Quantized};
+use super::serial;
 
 /// The kernels for one type.
 #[derive(Clone, Copy)]
@@ -21,7 +24,7 @@ pub(crate) struct Choice {
     pub(crate) few: &'static Kernels,
     /// For others: weights are unpacked once for all blocks.
     pub(crate) many: &'static Kernels,
-    /// 0 where a set has no way for few rows.
+    /// 0 where a set has no way for few rows; 16 where that is the best way for all.
     pub(crate) few_rows: usize,
 }
 
@@ -59,9 +62,10 @@ impl Set {
         }
     }
 
-    pub(crate) fn choice(self, dtype: DType) -> Choice {
+    /// Of a type, and activations of so many bits if all groups have as many.
+    pub(crate) fn choice(self, dtype: DType, bits: Option<usize>) -> Choice {
         match self {
-            Set::Measured => choice(dtype),
+            Set::Measured => choice(dtype, bits.unwrap_or(8)),
             #[cfg(test)]
             Set::By(_, choice) => choice(dtype),
             Set::Only(set) => Choice {
@@ -74,13 +78,22 @@ impl Set {
     }
 }
 
-/// The choice for a quantised type.
-pub(crate) fn choice(dtype: DType) -> Choice {
-    static TABLE: [OnceLock<Choice>; DType::ALL.len()] =
-        [const { OnceLock::new() }; DType::ALL.len()];
+/// The bits of all groups, if they are alike; 8 where they are not, or without a list.
+pub(crate) fn bits_of(bits: Option<&ActivationBits>) -> usize {
+    bits.and_then(ActivationBits::alike).unwrap_or(8)
+}
+
+/// The choice for a quantised type and activations of so many bits.
+pub(crate) fn choice(dtype: DType, bits: usize) -> Choice {
+    static TABLE: [[OnceLock<Choice>; BIPOLAR_BITS + 1]; DType::ALL.len()] =
+        [const { [const { OnceLock::new() }; BIPOLAR_BITS + 1] }; DType::ALL.len()];
     let at = DType::ALL.iter().position(|d| *d == dtype);
     let at = at.expect("every type is in the list");
-    *TABLE[at].get_or_init(|| measure(dtype))
+    // Other numbers of bits make no difference.
+    match serial::applies(dtype, bits) {
+        true => *TABLE[at][bits].get_or_init(|| measure(dtype, bits)),
+        false => *TABLE[at][0].get_or_init(|| measure(dtype, 8)),
+    }
 }
 
 /// Columns of the weights that are measured, and their strips, which stay in the caches: the
@@ -90,18 +103,25 @@ const SHAPE: (usize, usize) = (2048, 8);
 /// Blocks that share what is unpacked.
 const BLOCKS: usize = 4;
 
-fn measure(dtype: DType) -> Choice {
+fn measure(dtype: DType, bits: usize) -> Choice {
     let best = kernels::kernels();
     let mut sets = kernels::all();
     if sets.len() > 1 {
         sets.remove(0); // The portable set is never the fastest.
+    }
+    let list = ActivationBits::new(&[bits as u8], SHAPE.0).expect("1 to 8 bits");
+    if !serial::applies(dtype, bits) {
+        sets.retain(|set| !set.serial);
     }
     let facts = facts(dtype).expect("only types that are packed are multiplied");
     // What is multiplied does not matter to the time.
     let strip = vec![0; SHAPE.0.div_ceil(facts.unit) * facts.unit_bytes];
     let rows = |n: usize, filled: usize| {
         let mut x = Quantized::default();
-        x.fill_with(&Team::new(1), n, SHAPE.0, filled, &|_, row| row.fill(1.0));
+        let shape = (n, SHAPE.0);
+        x.fill_with(&Team::new(1), shape, filled, list.as_ref(), &|_, row| {
+            row.fill(1.0);
+        });
         x
     };
     let one = rows(1, BLOCK_ROWS);
@@ -113,6 +133,10 @@ fn measure(dtype: DType) -> Choice {
     let whole = rows(BLOCK_ROWS, BLOCK_ROWS);
     let limit = time_many(many, dtype, &strip, &whole);
     let faster = |set: &'static Kernels| {
+        let all = time_few(set, dtype, &strip, &whole) * BLOCKS as u32;
+        if all < time_many(many, dtype, &strip, &block) {
+            return BLOCK_ROWS;
+        }
         let heights = (1..BLOCK_ROWS).rev();
         let fits =
             |&height: &usize| time_few(set, dtype, &strip, &rows(height, BLOCK_ROWS)) < limit;

@@ -21,14 +21,16 @@ pub(crate) struct Kernels {
     pub(crate) name: &'static str,
     /// Packs up to 16 stored rows, `row_bytes` each, into a strip.
     pub(crate) pack: fn(DType, stored: &[u8], row_bytes: usize, strip: &mut [u8]),
-    /// Quantises one group of one row.
-    pub(crate) quantize: fn(&[f32; GROUP], GroupOut<'_>),
+    /// Quantises one group of one row to so many bits, 1 to 8.
+    pub(crate) quantize: fn(&[f32; GROUP], usize, GroupOut<'_>),
     /// Unpacks a strip.
     pub(crate) unpack: fn(DType, strip: &[u8], signed: bool, &mut Panel),
     /// The products of a strip with a block's rows: 16 outputs for each row.
     pub(crate) panel: fn(&Panel, RowBlock<'_>, out: &mut [[f32; STRIP]]),
     /// The same from the packed strip, unpacked in registers: for blocks of few rows.
     pub(crate) direct: Option<Direct>,
+    /// Whether `direct` has products of bits.
+    pub(crate) serial: bool,
     /// Tiles of integers, where there are any.
     pub(crate) tiles: Option<Tiles>,
     /// Products of weights of 16 bits, if they are faster than those of stored ones.
@@ -65,6 +67,7 @@ pub(crate) static PORTABLE: Kernels = Kernels {
     },
     panel: portable::panel,
     direct: None,
+    serial: false,
     tiles: None,
     halves: None,
     rounded: &rounded::PORTABLE,
@@ -82,6 +85,7 @@ pub(crate) fn all() -> Vec<&'static Kernels> {
     #[cfg(target_arch = "x86_64")]
     {
         all.extend(super::avx2::kernels());
+        all.extend(super::serial::kernels());
         all.extend(super::avx512::kernels());
         all.extend(super::amx::kernels());
     }

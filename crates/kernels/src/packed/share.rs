@@ -105,9 +105,9 @@ pub(super) fn share<const WAYS: usize>(
 struct Integers {
     /// Blocks that share unpacked strips.
     together: Range<usize>,
-    /// The low last block goes by itself where there is a way for few rows, unless the others
-    /// have unpacked what it can use.
-    alone: bool,
+    /// Blocks that go by themselves: the low last one where there is a way for few rows, unless
+    /// the others have unpacked what it can use; all of them where that way is the best.
+    alone: Range<usize>,
     /// Strips of a task.
     width: usize,
 }
@@ -125,11 +125,18 @@ impl Integers {
         // Tiles take whole blocks only, and any of the matrices may go to them; other kernels
         // take what is unpacked. Where the best set has a way for few rows, every choice has.
         let must = set.best().tiles.is_some();
-        let few_rows = job.weights(0).map(|(w, _)| set.choice(w.dtype()).few_rows);
+        let bits = x.bits();
+        let few_rows = job
+            .weights(0)
+            .map(|(w, _)| set.choice(w.dtype(), bits).few_rows);
         let better = last == 0 && few_rows.iter().any(|&few| height <= few);
         let can = set.best().direct.is_some();
         let alone = height < BLOCK_ROWS && (must || better) && can;
-        let together = 0..last + usize::from(!alone);
+        let together = match few_rows.iter().all(|&few| few == BLOCK_ROWS) && can {
+            true => 0,
+            false => last + usize::from(!alone),
+        };
+        let (together, alone) = (0..together, together..last + 1);
         let width = if together.is_empty() {
             few
         } else {
@@ -158,7 +165,7 @@ impl Integers {
                     panels.resize_with(count, Panel::new);
                 }
                 for ((w, strip), panel) in numbered(&strips, job).zip(&mut *panels) {
-                    let k = set.choice(w.dtype()).many;
+                    let k = set.choice(w.dtype(), x.bits()).many;
                     (k.unpack)(w.dtype(), w.strip(strip), k.tiles.is_some(), panel);
                 }
                 let mut shape = None;
@@ -167,8 +174,8 @@ impl Integers {
                     for (strip, panels) in strips.clone().zip(panels.chunks(WAYS)) {
                         let weights = job.weights(strip);
                         for ((panel, sums), (w, _)) in panels.iter().zip(&mut sums).zip(weights) {
+                            let k = set.choice(w.dtype(), x.bits()).many;
                             let x = x.block(block);
-                            let k = set.choice(w.dtype()).many;
                             let Some(tiles) = k.tiles else {
                                 (k.panel)(panel, x, &mut sums[..x.height]);
                                 continue;
@@ -186,12 +193,12 @@ impl Integers {
                 }
             });
         }
-        if self.alone {
-            let last = x.blocks() - 1;
-            let (rows, x) = (rows_of(x, last), x.block(last));
-            for strip in strips {
+        for block in self.alone.clone() {
+            let (rows, bits) = (rows_of(x, block), x.bits());
+            let x = x.block(block);
+            for strip in strips.clone() {
                 for ((w, strip), sums) in job.weights(strip).into_iter().zip(&mut sums) {
-                    let few = set.choice(w.dtype()).few;
+                    let few = set.choice(w.dtype(), bits).few;
                     let direct = few.direct.expect("the plan has looked");
                     direct(w.dtype(), w.strip(strip), x, &mut sums[..x.height]);
                 }
