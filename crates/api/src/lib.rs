@@ -22,6 +22,7 @@ mod error;
 mod ids;
 mod live;
 mod logprobs;
+mod memory;
 mod metrics;
 mod models;
 mod openai;

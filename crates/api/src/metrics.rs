@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
-use sedge_engine::{EngineStats, Finish, FinishReason};
+use sedge_engine::{EngineStats, Finish, FinishReason, StackMemory};
 
 use crate::app::App;
 use crate::ids;
@@ -237,6 +237,7 @@ impl Metrics {
         out.sample("sedge_traces_lost_total", &[], lost_spans);
         engine_text(engines, &mut out);
         adapter_text(engines, &mut out);
+        memory_text(engines, &mut out);
         self.model_text(&mut out);
         self.tenant_text(&mut out);
         out.0
@@ -484,6 +485,43 @@ fn adapter_text(engines: &[(&str, EngineStats)], out: &mut Text) {
     of_engines(family, engines, seconds, out);
 }
 
+/// Memory of those engines whose models' sizes may change.
+fn memory_text(engines: &[(&str, EngineStats)], out: &mut Text) {
+    let families: [(&str, &str, fn(&StackMemory) -> u64); 4] = [
+        ("sedge_weights_bytes", "Bytes of weights in memory.", |m| {
+            m.bytes
+        }),
+        (
+            "sedge_weights_smallest_bytes",
+            "Fewest bytes of weights that the model runs with.",
+            |m| m.smallest,
+        ),
+        (
+            "sedge_weights_largest_bytes",
+            "Bytes of weights with all blocks.",
+            |m| m.largest,
+        ),
+        (
+            "sedge_weights_blocks",
+            "Blocks of weights in memory.",
+            |m| m.blocks as u64,
+        ),
+    ];
+    for (name, help, value) in families {
+        let stacked = engines
+            .iter()
+            .filter_map(|(model, stats)| Some((model, stats.memory.as_ref()?)));
+        let mut stacked = stacked.peekable();
+        if stacked.peek().is_none() {
+            return;
+        }
+        out.family(name, "gauge", help);
+        for (model, memory) in stacked {
+            out.sample(name, &[("model", model)], value(memory));
+        }
+    }
+}
+
 /// A figure of an engine.
 type Value<T> = fn(&EngineStats) -> T;
 
@@ -630,6 +668,15 @@ mod tests {
                         loading: Duration::from_millis(1500),
                         ..AdapterStats::default()
                     },
+                    memory: Some(StackMemory {
+                        bytes: 20,
+                        smallest: 10,
+                        largest: 40,
+                        blocks: 5,
+                        of: 9,
+                        matrices: 3,
+                        levels: (1, 2),
+                    }),
                     ..EngineStats::default()
                 },
             )],
@@ -647,6 +694,8 @@ mod tests {
             "sedge_request_duration_seconds_count{model=\"a\\\"b\"} 1",
             "sedge_adapters_registered{model=\"a\\\"b\"} 4",
             "sedge_adapter_load_seconds_total{model=\"a\\\"b\"} 1.5",
+            "sedge_weights_bytes{model=\"a\\\"b\"} 20",
+            "sedge_weights_blocks{model=\"a\\\"b\"} 5",
             "sedge_tenant_requests_finished_total{tenant=\"team\"} 1",
             "sedge_tenant_time_to_first_token_seconds_count{tenant=\"team\"} 1",
         ] {

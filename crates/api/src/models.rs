@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::app::App;
 use crate::error::ApiError;
+use crate::memory;
 use crate::server::ServedModel;
 
 /// `GET /v1/models`
@@ -23,7 +24,7 @@ pub(crate) async fn list(State(app): State<Arc<App>>) -> Json<Value> {
     Json(json!({"object": "list", "data": data}))
 }
 
-/// `GET /v1/models/{id}`
+/// `GET /v1/models/{id}` and `/memory` after it
 pub(crate) async fn show(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
@@ -32,6 +33,10 @@ pub(crate) async fn show(
         Ok((_, model)) => return Ok(Json(card(&app, model))),
         Err(unknown) => unknown,
     };
+    // A name may end like this too.
+    if let Some(model) = name.strip_suffix(memory::SUFFIX) {
+        return Ok(Json(memory::card(app.model(model)?.1)?));
+    }
     let found = app.model_of_adapter(&name).and_then(|(_, model)| {
         let view = model.engine.adapter(&name)?;
         Some(adapted(&app, model, &view))

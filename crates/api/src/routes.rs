@@ -13,7 +13,7 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use crate::app::App;
 use crate::error::ApiError;
 use crate::{
-    adapters, asker, auth, chat, completions, embeddings, ids, live, metrics, models, web,
+    adapters, asker, auth, chat, completions, embeddings, ids, live, memory, metrics, models, web,
 };
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -25,7 +25,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/completions", post(completions::create))
         .route("/v1/embeddings", post(embeddings::create))
         .route("/v1/models", get(models::list))
-        .route("/v1/models/{*id}", get(models::show))
+        .route("/v1/models/{*id}", get(models::show).put(memory::put))
         .route("/v1/adapters", get(adapters::list).post(adapters::add))
         .route(
             "/v1/adapters/{*id}",
@@ -66,7 +66,7 @@ fn cors(origins: &[String]) -> CorsLayer {
     };
     CorsLayer::new()
         .allow_origin(allowed)
-        .allow_methods([Method::GET, Method::POST, Method::DELETE])
+        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE])
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers([REQUEST_ID, header::RETRY_AFTER])
 }

@@ -53,6 +53,16 @@ export async function getLive(model, since) {
   return response.json();
 }
 
+/** Lets a model's weights have so many bytes of memory; what was moved for it. */
+export async function putMemory(model, bytes) {
+  const response = await request(`models/${encodeURIComponent(model)}/memory`, {
+    method: "PUT",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify({ bytes }),
+  });
+  return response.json();
+}
+
 /** The models that are served, with whatever facts the server tells about each. */
 export async function listModels() {
   const response = await request("models");

@@ -1,6 +1,6 @@
 // The live view: asks the server once a second what its engines do, and draws it.
 
-import { getLive, hasKey, setKey } from "./api.js";
+import { getLive, hasKey, putMemory, setKey } from "./api.js";
 import { $, h } from "./dom.js";
 
 /** Milliseconds of the past that charts show, and between two questions. */
@@ -19,6 +19,9 @@ let model = 0;
 let current = null;
 /** When the server started: another time is another server, whose steps count from 1. */
 let started = null;
+/** The served model's name, and whether its wished size is being chosen. */
+let named = "";
+let choosing = false;
 /** This page's time less the engine's, as nearly as an answer has shown it. */
 let ahead = Infinity;
 
@@ -162,6 +165,7 @@ function drawFacts(view) {
   ];
   const cards = (facts) => facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, String(value))));
   $("facts").replaceChildren(...cards(facts));
+  drawMemory(view.memory, cards);
   const adapters = view.adapters;
   $("adapters").hidden = !adapters?.registered;
   if (!adapters?.registered) return;
@@ -172,6 +176,22 @@ function drawFacts(view) {
     ["read for a request", count(adapters.loads)],
     ["gave way to another", count(adapters.evictions)],
   ]));
+}
+
+function drawMemory(memory, cards) {
+  $("memory").hidden = !memory;
+  if (!memory) return;
+  $("memory-facts").replaceChildren(...cards([
+    ["in memory", bytes(memory.bytes)],
+    ["smallest, largest", `${bytes(memory.smallest)}, ${bytes(memory.largest)}`],
+    ["blocks, of all", `${count(memory.blocks)} of ${count(memory.blocks_of)}`],
+  ]));
+  const size = $("size");
+  size.min = memory.smallest;
+  size.max = memory.largest;
+  // What somebody is choosing stays.
+  if (!choosing) size.value = memory.target ?? memory.bytes;
+  $("size-says").textContent = bytes(Number(size.value));
 }
 
 function drawTables(view) {
@@ -212,6 +232,7 @@ async function look() {
   // Another start, or fewer steps than were seen: another server, whose steps are asked for from the first.
   const other = (started !== null && started !== start) || view.last_step < since;
   started = start;
+  named = models[model];
   if (other) {
     forget();
     return look();
@@ -259,7 +280,23 @@ async function watch() {
 
 $("model").addEventListener("change", (event) => {
   model = Number(event.target.value);
+  choosing = false;
+  $("resized").textContent = "";
   forget();
+});
+$("size").addEventListener("input", () => {
+  choosing = true;
+  $("size-says").textContent = bytes(Number($("size").value));
+});
+$("resize").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  try {
+    const { moved } = await putMemory(named, Math.ceil(Number($("size").value)));
+    $("resized").textContent = `loaded ${bytes(moved.loaded_bytes)}, released ${bytes(moved.released_bytes)}`;
+  } catch (error) {
+    $("resized").textContent = error.message;
+  }
+  choosing = false;
 });
 $("ask").addEventListener("submit", (event) => {
   event.preventDefault();

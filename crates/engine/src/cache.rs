@@ -45,6 +45,8 @@ pub(crate) struct Lease {
     owner: u64,
     /// Some of them were on their way when somebody last looked.
     arriving: bool,
+    /// They were computed with more than one model's weights: nobody else's are alike.
+    mixed: bool,
 }
 
 impl Lease {
@@ -54,6 +56,11 @@ impl Lease {
 
     pub(crate) fn len(&self) -> usize {
         self.pages.len()
+    }
+
+    /// From now on its pages are computed with other weights than those before.
+    pub(crate) fn mix(&mut self) {
+        self.mixed = !self.pages.is_empty();
     }
 }
 
@@ -92,6 +99,8 @@ pub(crate) struct Cache {
     /// Pages that are to be kept on disk when there is time.
     unstored: VecDeque<NodeId>,
     owners: u64,
+    /// What the weights are called that compute pages; 0 for the first ones.
+    weights: u64,
     clock: Clock,
     stats: CacheStats,
     page_bytes: u64,
@@ -117,6 +126,7 @@ impl Cache {
             lost: HashSet::new(),
             unstored: VecDeque::new(),
             owners: 0,
+            weights: 0,
             clock,
             stats: CacheStats::default(),
             page_bytes: executor.page_bytes() as u64,
@@ -127,6 +137,12 @@ impl Cache {
 
     pub(crate) fn total(&self) -> usize {
         self.groups.total()
+    }
+
+    /// Whether pages are from now on computed with weights of another name. Those that are there
+    /// are found again when the weights are what they were.
+    pub(crate) fn compute_with(&mut self, weights: u64) -> bool {
+        std::mem::replace(&mut self.weights, weights) != weights
     }
 
     /// Pages that can be had, if need be after waiting for some that are on their way out.
@@ -166,7 +182,11 @@ impl Cache {
             true => text.tenant,
             false => "",
         };
-        tree::namespace(tenant, text.salt)
+        if self.weights == 0 {
+            return tree::namespace(tenant, text.salt);
+        }
+        let weights = self.weights.to_le_bytes();
+        tree::namespace(tenant, &[text.salt, b"weights", &weights].concat())
     }
 
     /// The last page of a lease that is the tree's, or where its sequence begins.
@@ -384,7 +404,7 @@ impl Cache {
     /// Full pages of a sequence whose tokens are computed become the tree's. One that the tree has
     /// already is given back for it.
     pub(crate) fn publish(&mut self, lease: &mut Lease, text: &Text<'_>, computed: usize) {
-        if self.config.prefixes == Prefixes::Off {
+        if self.config.prefixes == Prefixes::Off || lease.mixed {
             return;
         }
         while (lease.nodes.len() + 1) * PAGE_TOKENS <= computed {
@@ -426,6 +446,7 @@ impl Cache {
         }
         lease.pages.clear();
         lease.arriving = false;
+        lease.mixed = false;
     }
 
     /// How many pages are free again when a sequence gives its own up.

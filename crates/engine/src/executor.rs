@@ -36,6 +36,22 @@ pub trait Executor: Send {
     /// A panic ends the requests that run; the next batch comes all the same.
     fn forward(&mut self, batch: &Batch, out: &mut Outputs);
 
+    /// The model, where its memory may change while batches run.
+    fn model(&self) -> Option<Arc<SharedModel>> {
+        None
+    }
+
+    /// What the weights are called that would compute a batch now: batches under one name are
+    /// computed alike. See [`Model::stack_version`](sedge_models::Model::stack_version).
+    fn weights_now(&self) -> u64 {
+        0
+    }
+
+    /// What the weights were called that computed the last batch.
+    fn weights_used(&self) -> u64 {
+        0
+    }
+
     /// Bytes of one page in all layers.
     fn page_bytes(&self) -> usize {
         0
@@ -71,6 +87,8 @@ pub struct CpuExecutor {
     kv: KvPages,
     work: Workspace,
     context: usize,
+    /// See [`Executor::weights_used`].
+    used: u64,
 }
 
 impl CpuExecutor {
@@ -94,6 +112,7 @@ impl CpuExecutor {
             kv,
             work: Workspace::default(),
             context,
+            used: 0,
         }
     }
 }
@@ -115,7 +134,20 @@ impl Executor for CpuExecutor {
 
     fn forward(&mut self, batch: &Batch, out: &mut Outputs) {
         let model = self.model.get();
+        self.used = model.stack_version();
         model.forward(&self.team, batch, &mut self.kv, &mut self.work, out);
+    }
+
+    fn model(&self) -> Option<Arc<SharedModel>> {
+        Some(self.model.clone())
+    }
+
+    fn weights_now(&self) -> u64 {
+        self.model.get().stack_version()
+    }
+
+    fn weights_used(&self) -> u64 {
+        self.used
     }
 
     fn page_bytes(&self) -> usize {

@@ -15,6 +15,7 @@ mod fair;
 mod live;
 mod logprob;
 mod plan;
+mod pressure;
 mod request;
 mod rng;
 mod run;
@@ -35,10 +36,12 @@ pub use cache::{CacheConfig, CacheStats, DiskTier, HostConfig, Prefixes};
 pub use executor::{CpuExecutor, Executor, Shape};
 pub use live::{RequestView, StepRecord, TierPages};
 pub use plan::Policy;
+pub use pressure::{Reading, Watch};
 pub use request::{
     Constraint, Event, Finish, FinishReason, Goal, Logprob, Request, Sampling, SubmitError,
     Timings, TokenEvent, Usage,
 };
 pub use rng::Rng;
 pub use run::{Engine, EngineConfig, EngineStats, Output};
+pub use sedge_models::{MemoryError, Moved, StackMemory};
 pub use sim::{SIM_VOCAB, SimExecutor, SimMemory, SimOutcome, SimRequest, SimRun, load, simulate};

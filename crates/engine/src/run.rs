@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use sedge_clock::{Clock, Costs};
 use sedge_formats::tokenizer::{TextStream, Tokenizer};
+use sedge_models::{MemoryError, Moved, SharedModel, StackMemory};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::adapters::{AdapterError, AdapterStats, AdapterView, Adapters, NewAdapter};
@@ -106,6 +107,8 @@ pub struct EngineStats {
     pub preempted: u64,
     /// Adapters, in memory and not.
     pub adapters: AdapterStats,
+    /// How much of the model is in memory, where that may change.
+    pub memory: Option<StackMemory>,
 }
 
 /// A running engine; clones share it. The last clone's drop ends its thread after the step in
@@ -117,6 +120,8 @@ pub struct Engine(Arc<Handle>);
 pub(crate) struct Handle {
     shared: Arc<Shared>,
     adapters: Arc<Adapters>,
+    /// The model, where its memory may change.
+    model: Option<Arc<SharedModel>>,
     shape: Shape,
     tokenizer: Option<Arc<Tokenizer>>,
     grammars: Option<Grammars>,
@@ -142,6 +147,7 @@ impl Engine {
         config: EngineConfig,
     ) -> Engine {
         let shape = executor.shape();
+        let model = executor.model();
         let shared = Arc::new(Shared::new(&config, Clock::real()));
         let steps = Loop::new(executor, tokenizer.clone(), &config, shared.clone());
         let thread = std::thread::Builder::new().name("sedge-engine".into());
@@ -154,7 +160,9 @@ impl Engine {
             // `Last` went with the closure: the engine is closed and says so to every caller.
             tracing::error!("the engine's thread could not be started: {error}");
         }
-        Engine(Arc::new(Handle::new(shared, shape, tokenizer)))
+        let mut handle = Handle::new(shared, shape, tokenizer);
+        handle.model = model;
+        Engine(Arc::new(handle))
     }
 
     /// Checks a request and puts it into the queue.
@@ -235,7 +243,32 @@ impl Engine {
 
     /// Counters now.
     pub fn stats(&self) -> EngineStats {
-        self.0.shared.stats()
+        EngineStats {
+            memory: self.memory(),
+            ..self.0.shared.stats()
+        }
+    }
+
+    /// How much of the model is in memory; `None` where that does not change.
+    pub fn memory(&self) -> Option<StackMemory> {
+        self.0.model.as_ref()?.memory()
+    }
+
+    /// Bytes of weights that were asked for last, if anybody has asked.
+    pub fn memory_target(&self) -> Option<u64> {
+        self.0.model.as_ref()?.memory_target()
+    }
+
+    /// Lets the model have so many bytes of weights. Requests go on meanwhile: a step is computed
+    /// with the weights that are there when it begins. Blocks its thread while blocks are read.
+    /// What was computed before is shared only with requests that are computed
+    /// with the same weights; one that runs goes on, with both.
+    ///
+    /// # Errors
+    /// As [`SharedModel::set_memory`].
+    pub fn set_memory(&self, bytes: u64) -> Result<Moved, MemoryError> {
+        let model = self.0.model.as_ref();
+        model.ok_or(MemoryError::NotStacked)?.set_memory(bytes)
     }
 
     /// The steps after number `after` that are still kept, oldest first: up to some thousand.
@@ -283,6 +316,7 @@ impl Handle {
         Handle {
             adapters: shared.adapters.clone(),
             shared,
+            model: None,
             shape,
             tokenizer,
             grammars,

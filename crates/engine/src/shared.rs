@@ -311,6 +311,7 @@ impl Shared {
             refused: c.refused.load(Ordering::Relaxed),
             preempted: c.preempted.load(Ordering::Relaxed),
             adapters: self.adapters.stats(),
+            memory: None,
         }
     }
 }

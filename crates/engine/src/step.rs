@@ -197,6 +197,7 @@ impl Loop {
     pub(crate) fn step(&mut self) {
         let start = self.clock.now();
         self.cache.settle(self.executor.as_mut());
+        self.note_weights(self.executor.weights_now());
         self.welcome();
         self.forget_cancelled();
         self.end_late(start);
@@ -208,7 +209,11 @@ impl Loop {
         let load = load(&self.batch);
         if !self.spans.is_empty() {
             match self.forward() {
-                Ok(()) => self.sample_and_emit(),
+                Ok(()) => {
+                    // They may have changed since the step began.
+                    self.note_weights(self.executor.weights_used());
+                    self.sample_and_emit();
+                }
                 Err(why) => self.end_running(&why),
             }
             let time = self.clock.now() - start;
@@ -225,6 +230,16 @@ impl Loop {
         self.cache.copy_ahead(self.executor.as_mut());
         self.cache.store_some(self.executor.as_ref());
         self.publish();
+    }
+
+    /// Where the weights are others than before, what is computed from now on is not shared with
+    /// what was; sequences that run go on with both.
+    fn note_weights(&mut self, weights: u64) {
+        if self.cache.compute_with(weights) {
+            for sequence in self.sequences.iter_mut().filter(|s| s.running) {
+                sequence.lease.mix();
+            }
+        }
     }
 
     /// Opens accounts for those that have just come.

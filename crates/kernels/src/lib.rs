@@ -30,6 +30,7 @@ mod peak;
 mod rotary;
 mod sampling;
 mod simd;
+mod stack;
 mod team;
 mod weight;
 
@@ -52,5 +53,6 @@ pub use packed::{
 pub use peak::{Peak, bf16_peak, f32_peak, int8_peak, read_bandwidth};
 pub use rotary::{RopeStyle, rotate};
 pub use sampling::{argmax, log_softmax_in_place, softmax_in_place};
+pub use stack::{Stack, StackBlock, StackError};
 pub use team::Team;
 pub use weight::{Packer, Weight};

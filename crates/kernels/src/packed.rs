@@ -51,11 +51,13 @@ pub use kernels::{packed_kernels, rounds_fast};
 pub use product::{Product, gated_product, products};
 
 use std::cell::RefCell;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use half::f16;
 use memmap2::MmapMut;
 
+use crate::stack::{Stack, StripWork};
 use crate::{DType, Matrix, Team};
 use codes::RowUnit;
 use halves::is_half;
@@ -69,8 +71,16 @@ pub struct Packed {
     dtype: DType,
     rows: usize,
     cols: usize,
+    strips: Strips,
+}
+
+/// Where strips come from.
+#[derive(Debug, Clone)]
+enum Strips {
     /// Strip after strip; each starts on a cache line.
-    data: Bytes,
+    Packed(Bytes),
+    /// Rebuilt where they are read, as strips of q8_0.
+    Stacked(Arc<Stack>),
 }
 
 /// Number of the layout: packed bytes of another one are not understood.
@@ -134,14 +144,34 @@ impl Packed {
                 dtype: w.dtype(),
                 rows: w.rows(),
                 cols: w.cols(),
-                data: memory.slice(start..end),
+                strips: Strips::Packed(memory.slice(start..end)),
             });
             start = end;
         }
         (start == memory.len()).then_some(all)
     }
 
-    /// The type that was packed.
+    /// A matrix whose strips are rebuilt from a stack's blocks where they are read. Its values are
+    /// those of the stack, rounded to the codes of q8_0.
+    pub fn stacked(stack: Arc<Stack>) -> Packed {
+        choice::choice(DType::Q8_0); // measured now, not in the first step
+        Packed {
+            dtype: DType::Q8_0,
+            rows: stack.rows(),
+            cols: stack.cols(),
+            strips: Strips::Stacked(stack),
+        }
+    }
+
+    /// The stack that its strips are rebuilt from, if they are.
+    pub fn stack(&self) -> Option<&Arc<Stack>> {
+        match &self.strips {
+            Strips::Stacked(stack) => Some(stack),
+            Strips::Packed(_) => None,
+        }
+    }
+
+    /// The type that was packed; q8_0 of what is rebuilt.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
@@ -158,12 +188,18 @@ impl Packed {
 
     /// Where it lies.
     pub(crate) fn place(&self) -> *const u8 {
-        self.data.as_ptr()
+        match &self.strips {
+            Strips::Packed(data) => data.as_ptr(),
+            Strips::Stacked(stack) => Arc::as_ptr(stack).cast(),
+        }
     }
 
     /// Bytes that a product reads.
     pub fn bytes(&self) -> usize {
-        self.data.len()
+        match &self.strips {
+            Strips::Packed(data) => data.len(),
+            Strips::Stacked(stack) => stack.bytes(),
+        }
     }
 
     /// Decodes one row into `out`, of `cols` values: the values of the stored matrix, bit for bit.
@@ -175,10 +211,14 @@ impl Packed {
         assert_eq!(out.len(), self.cols);
         let lane = row % STRIP;
         if is_half(self.dtype) {
-            return halves::row(self.dtype, self.strip(row / STRIP), lane, out);
+            return self.with_strip(row / STRIP, |strip| {
+                halves::row(self.dtype, strip, lane, out);
+            });
         }
         ROW_PANEL.with_borrow_mut(|panel| {
-            (kernels().unpack)(self.dtype, self.strip(row / STRIP), false, panel);
+            self.with_strip(row / STRIP, |strip| {
+                (kernels().unpack)(self.dtype, strip, false, panel);
+            });
             for (column, out) in out.iter_mut().enumerate() {
                 let code = panel.codes[column / 4].0[lane * 4 + column % 4];
                 let block = column / panel.block;
@@ -209,14 +249,31 @@ impl Packed {
         self.rows.div_ceil(STRIP)
     }
 
-    pub(crate) fn strip(&self, strip: usize) -> &[u8] {
+    /// Lends a strip, rebuilt if need be.
+    pub(crate) fn with_strip<T>(&self, strip: usize, f: impl FnOnce(&[u8]) -> T) -> T {
+        match &self.strips {
+            Strips::Packed(data) => {
+                let size = self.strip_bytes();
+                f(&data[strip * size..(strip + 1) * size])
+            }
+            Strips::Stacked(stack) => REBUILT.with_borrow_mut(|work| {
+                stack.rebuild(strip, work);
+                f(&work.out)
+            }),
+        }
+    }
+
+    /// Bytes of a strip as products see it.
+    pub(crate) fn strip_bytes(&self) -> usize {
         let facts = facts(self.dtype).expect("only such types are packed");
-        let size = strip_bytes(facts, self.cols);
-        &self.data[strip * size..(strip + 1) * size]
+        strip_bytes(facts, self.cols)
     }
 }
 
 thread_local! {
+    /// The strip that is rebuilt.
+    static REBUILT: RefCell<StripWork> = RefCell::default();
+
     /// The strip of a row that is decoded.
     static ROW_PANEL: RefCell<Panel> = const { RefCell::new(Panel::new()) };
 }

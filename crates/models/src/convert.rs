@@ -49,6 +49,9 @@ pub enum ConvertError {
         /// Type to write.
         dtype: DType,
     },
+    /// The input's matrices are stacks of blocks, which are written by no other command.
+    #[error("{0} is a stack of blocks of another checkpoint; convert the one that it was made of")]
+    Stacked(String),
     /// The output file is the input file.
     #[error("{0} is the input itself; choose another output file")]
     SameFile(String),
@@ -251,7 +254,11 @@ fn from_gguf<'a>(file: &Gguf, place: &str) -> Result<Parts<'a>, ConvertError> {
         place: place.into(),
         source,
     })?;
-    let tensors = Tensors::from_gguf(file, config.architecture, &Keys::new());
+    let tensors = Tensors::from_gguf(file, config.architecture, &Keys::new()).with_stacks(file);
+    let tensors = tensors.map_err(OpenError::Tensor)?;
+    if tensors.stacks.is_some() {
+        return Err(ConvertError::Stacked(place.into()));
+    }
     let part = |(name, stored): (String, Stored)| Part::new(name, stored, None);
     // A file in several parts becomes one.
     let metadata = file

@@ -18,6 +18,7 @@ use crate::latent::{latent_queries, out_of_latent, rotate_latent};
 use crate::moe;
 use crate::rope::Angles;
 use crate::rows::{Part, Who};
+use crate::stack::StacksInUse;
 use crate::tensors::{TensorError, Tensors};
 use crate::weights::{FeedForward, LayerWeights, Projections, Weights, Work};
 
@@ -28,6 +29,8 @@ pub struct Decoder {
     pub(crate) family: Family,
     /// Rounds the rows of prompts to bfloat16 for packed weights.
     pub(crate) round: bool,
+    /// The blocks that its stacked matrices may have, if any are.
+    pub(crate) stacks: Option<StacksInUse>,
 }
 
 /// Working memory of forward passes; grows to the largest batch and stays.
@@ -130,10 +133,13 @@ fn each_part(
 impl Decoder {
     pub(crate) fn load(config: Config, tensors: &Tensors) -> Result<Decoder, TensorError> {
         let weights = Weights::load(&config, tensors)?;
+        let stacks = tensors.stacks.clone();
+        let stacks = stacks.map(|stacks| StacksInUse::all(stacks, &weights));
         Ok(Decoder {
             config,
             family: Family::of(weights),
             round: false,
+            stacks: stacks.transpose()?,
         })
     }
 

@@ -50,7 +50,7 @@ pub struct Layerwise {
 
 impl Layerwise {
     /// Begins with the embeddings of some sequences. `tensors` are the names of the checkpoint's
-    /// tensors in GGUF. `None` where the model is no decoder.
+    /// tensors in GGUF. `None` where the model is no decoder, or its weights are stacks.
     ///
     /// # Panics
     /// When a token is beyond the vocabulary, or a sequence is longer than the model's context.
@@ -63,6 +63,9 @@ impl Layerwise {
         let Model::Decoder(mut model) = model else {
             return None;
         };
+        if model.stacks.is_some() {
+            return None;
+        }
         model.round = sedge_kernels::rounds_fast();
         let mut scratch = Scratch::default();
         let mut batches: Vec<Batch> = Vec::new();

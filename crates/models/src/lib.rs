@@ -22,11 +22,13 @@ mod merge;
 mod moe;
 mod open;
 mod packed_cache;
+mod resize;
 mod rewriting;
 mod rope;
 mod rows;
 mod shared;
 mod similar;
+mod stack;
 mod synth;
 mod tensors;
 mod weights;
@@ -50,6 +52,9 @@ pub use packed_cache::{Cached, PackedCache};
 pub use rewriting::{Rewriting, Tensor};
 pub use shared::{Merged, NoMerge, SharedModel};
 pub use similar::Similar;
+pub use stack::{
+    Blocks, MemoryError, Moved, StackMemory, StackedMatrix, stack_metadata, stack_tensors,
+};
 pub use synth::{
     AdapterPlan, Mixture, SynthError, SynthReport, likes, perturb, synth, synth_adapter,
     synth_methods,

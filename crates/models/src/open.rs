@@ -515,7 +515,7 @@ fn open_gguf(
         place: place.into(),
         source,
     })?;
-    let tensors = Tensors::from_gguf(file, config.architecture, keys);
+    let tensors = Tensors::from_gguf(file, config.architecture, keys).with_stacks(file)?;
     let tokenizer = match file.get("tokenizer.ggml.model") {
         Some(_) => Some(Tokenizer::from_gguf(file)?),
         None => None,
@@ -531,7 +531,12 @@ fn open_gguf(
         .and_then(Value::as_str)
         .filter(|n| !n.is_empty())
         .map(String::from);
-    let info = info(given.unwrap_or(name), "gguf", facts.collect());
+    let mut info = info(given.unwrap_or(name), "gguf", facts.collect());
+    if let Some(stacks) = &tensors.stacks {
+        let others = info.tensors.iter().filter(|t| !stacks.has_tensor(&t.name));
+        let values = others.map(|t| t.shape.iter().product::<usize>() as u64);
+        info.parameters = values.sum::<u64>() + stacks.values();
+    }
     let number = |key: &str| {
         file.get(&format!("general.sampling.{key}"))
             .and_then(Value::as_f64)

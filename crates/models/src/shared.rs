@@ -8,11 +8,15 @@ use sedge_kernels::{DType, Matrix, Packer, Team, Weight, quantize};
 use crate::adapter::{Adapter, Change, NormPart, Part};
 use crate::decoder::Decoder;
 use crate::open::Model;
+use crate::resize::Resizing;
 use crate::weights::{FeedForward, LayerWeights, Linear, Projections, Weights};
 
 /// A model that several parts of a program use.
 #[derive(Debug)]
-pub struct SharedModel(RwLock<Arc<Model>>);
+pub struct SharedModel {
+    model: RwLock<Arc<Model>>,
+    pub(crate) resizing: Resizing,
+}
 
 /// An adapter that is part of the weights of a member of its own, until this is dropped.
 #[derive(Debug)]
@@ -51,12 +55,15 @@ pub enum NoMerge {
 impl SharedModel {
     /// Shares a model.
     pub fn new(model: impl Into<Arc<Model>>) -> Arc<SharedModel> {
-        Arc::new(SharedModel(RwLock::new(model.into())))
+        Arc::new(SharedModel {
+            model: RwLock::new(model.into()),
+            resizing: Resizing::default(),
+        })
     }
 
     /// The model as it is now; it stays so for who holds it.
     pub fn get(&self) -> Arc<Model> {
-        self.0
+        self.model
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
@@ -86,8 +93,8 @@ impl SharedModel {
         })
     }
 
-    fn change<T>(&self, change: impl FnOnce(&mut Decoder) -> T) -> Option<T> {
-        let mut place = self.0.write().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Decoder) -> T) -> Option<T> {
+        let mut place = self.model.write().unwrap_or_else(PoisonError::into_inner);
         let Model::Decoder(decoder) = &**place else {
             return None;
         };
@@ -201,7 +208,7 @@ fn rows(weight: &Weight, team: &Team) -> Matrix {
 }
 
 impl LayerWeights {
-    fn part(&mut self, part: Part) -> Option<&mut Linear> {
+    pub(crate) fn part(&mut self, part: Part) -> Option<&mut Linear> {
         match (part, &mut self.projections, &mut self.ffn) {
             (Part::Output, _, _) => Some(&mut self.output),
             (Part::Q, Projections::Heads { q, .. }, _) => Some(q),

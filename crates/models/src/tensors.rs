@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use indexmap::IndexMap;
@@ -13,6 +14,7 @@ use sedge_kernels::{ActivationBits, BitsError, DType, Matrix, MatrixError, dequa
 
 use crate::Architecture;
 use crate::activation_bits::{self, BitsByName};
+use crate::stack::Stacks;
 
 /// Why a checkpoint's tensors do not make the model that its configuration describes.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +61,14 @@ pub enum TensorError {
         /// Architecture.
         architecture: Architecture,
     },
+    /// A stack of blocks is not what its metadata say.
+    #[error("{name:?}: {reason}")]
+    Stack {
+        /// Matrix, tensor or metadata key.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// A checkpoint has no tensor of any use.
     #[error(
         "{count} tensors of types that are not computed with, {example:?} among them ({dtype})"
@@ -94,6 +104,8 @@ pub(crate) type Keys = HashMap<String, blake3::Hash>;
 pub(crate) struct Tensors {
     pub(crate) map: IndexMap<String, Stored>,
     activation_bits: BitsByName,
+    /// Matrices that are stacks of blocks, of which `map` has no tensors.
+    pub(crate) stacks: Option<Arc<Stacks>>,
     used: RefCell<HashSet<String>>,
     architecture: Architecture,
 }
@@ -114,6 +126,7 @@ impl Tensors {
         Tensors {
             map: file.tensors().iter().map(one).collect(),
             activation_bits: activation_bits::of_metadata(file.metadata()),
+            stacks: None,
             used: RefCell::default(),
             architecture,
         }
@@ -203,9 +216,19 @@ impl Tensors {
         Ok(Tensors {
             map,
             activation_bits: BitsByName::new(),
+            stacks: None,
             used: RefCell::default(),
             architecture,
         })
+    }
+
+    /// Takes the matrices that are stacks of blocks out of the tensors.
+    ///
+    /// # Errors
+    /// When they are not what the file's metadata say.
+    pub(crate) fn with_stacks(mut self, file: &Gguf) -> Result<Tensors, TensorError> {
+        self.stacks = Stacks::take(file, &mut self.map)?.map(Arc::new);
+        Ok(self)
     }
 
     /// The tensor, if it is there; from now on it counts as used.

@@ -273,6 +273,12 @@ impl Block<'_> {
         format!("{}.{part}", self.prefix)
     }
 
+    /// Whether there is a tensor or a stack of this name.
+    fn has(&self, part: &str) -> bool {
+        let stacks = self.tensors.stacks.as_ref();
+        self.find(part).is_some() || stacks.is_some_and(|s| s.has(&self.name(part)))
+    }
+
     fn find(&self, part: &str) -> Option<&Stored> {
         self.tensors.find(&self.name(part))
     }
@@ -290,9 +296,16 @@ impl Block<'_> {
     }
 
     fn linear(&self, part: &str, rows: usize, cols: usize) -> Result<Linear, TensorError> {
+        let stacks = self.tensors.stacks.as_ref();
+        let name = self.name(&format!("{part}.weight"));
+        let stacked = stacks.map(|stacks| stacks.matrix(&name, rows, cols));
+        let linear = match stacked.transpose()?.flatten() {
+            Some(stacked) => Linear::new(stacked, None),
+            None => self.unbiased(part, rows, cols)?,
+        };
         Ok(Linear {
             bias: self.maybe_vector(&format!("{part}.bias"), rows)?,
-            ..self.unbiased(part, rows, cols)?
+            ..linear
         })
     }
 
@@ -448,7 +461,7 @@ fn feed_forward(config: &Config, b: &Block<'_>, moe: bool) -> Result<FeedForward
     let hidden = config.hidden;
     let (true, Some(m)) = (moe, &config.moe) else {
         let inner = config.intermediate;
-        let (gate, up) = if b.find("ffn_gate.weight").is_some() {
+        let (gate, up) = if b.has("ffn_gate.weight") {
             (
                 b.linear("ffn_gate", inner, hidden)?,
                 b.linear("ffn_up", inner, hidden)?,

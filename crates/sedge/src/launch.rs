@@ -16,6 +16,7 @@ use crate::failure::Failure;
 use crate::load::LoadArgs;
 use crate::machine::{self, MachineArgs};
 use crate::output;
+use crate::pressure;
 use crate::sampling;
 use crate::share::{Share, ShareArgs};
 use crate::source::Source;
@@ -211,6 +212,9 @@ impl<'a> Group<'a> {
             ));
         }
         let shared = SharedModel::new(self.model);
+        if load.is_some() && machine.weights.follows_machine() {
+            pressure::watch(&source.name, &shared);
+        }
         let mut executor = CpuExecutor::new(shared.clone(), team, kv, pages, context);
         let mut config = match load {
             Some(load) => load.config(executor.page_bytes()),

@@ -9,6 +9,7 @@ use sedge_models::{Cached, Model, PackedCache};
 
 use crate::failure::Failure;
 use crate::output;
+use crate::pressure::{self, Memory};
 use crate::size::Bytes;
 use crate::source::Source;
 
@@ -49,6 +50,12 @@ pub(crate) struct WeightsArgs {
     #[arg(long, value_name = "DIR", num_args = 0..=1, require_equals = true,
           default_missing_value = "", env = "SEDGE_PACKED_CACHE")]
     packed_cache: Option<PathBuf>,
+
+    /// Memory for the weights of a model whose matrices are stacks of blocks (sedge shrink --to
+    /// stack), all other weights counted: as many blocks are used as fit. `auto` takes what the
+    /// machine can spare; a server then follows it
+    #[arg(long, value_name = "BYTES|auto")]
+    memory: Option<Memory>,
 }
 
 impl WeightsArgs {
@@ -78,6 +85,7 @@ impl WeightsArgs {
         model: &mut Model,
         team: &Team,
     ) -> Result<(), Failure> {
+        self.ready_blocks(model)?;
         if self.arithmetic == Arithmetic::F32 {
             return Ok(());
         }
@@ -104,6 +112,21 @@ impl WeightsArgs {
             ));
         }
         Ok(())
+    }
+}
+
+impl WeightsArgs {
+    /// Loads as many blocks of stacked matrices as there is memory for.
+    fn ready_blocks(&self, model: &mut Model) -> Result<(), Failure> {
+        if let Some(memory) = self.memory {
+            memory.begin(model)?;
+        }
+        model.load_blocks().map_err(pressure::failure)
+    }
+
+    /// Whether the machine decides how much memory weights have.
+    pub(crate) fn follows_machine(&self) -> bool {
+        self.memory == Some(Memory::Auto)
     }
 }
 

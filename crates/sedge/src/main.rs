@@ -17,6 +17,7 @@ mod list;
 mod load;
 mod machine;
 mod output;
+mod pressure;
 mod pull;
 mod rm;
 mod run;

@@ -1,5 +1,7 @@
 //! `sedge shrink`: a model made smaller, to a scheme or into a budget, and what that cost.
 
+mod stack;
+
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -27,11 +29,13 @@ Examples:
   sedge shrink ./model-dir --to w4a16 -o small.gguf          four bits a weight
   sedge shrink ./model-dir --to fit:700MB -o small.gguf      the best that fits
   sedge shrink ./model-dir --to ppl:+2% -o small.gguf        the smallest that is as good
+  sedge shrink model.gguf --to stack -o any-size.gguf        one file for any memory
   sedge shrink model.gguf --to q3_k --method awq --calibrate notes.txt -o small.gguf
 
 TARGET is a scheme (w8a8, w4a16, w4a8kv4, w4a4kv4, w3a16, w2a16: bits of weights, activations,
-keys and values), a type (q4_k, iq4_xs, q3_k …), fit:SIZE for a file of at most that size, or
-ppl:+N% for the least bytes at which perplexity grows by no more.
+keys and values), a type (q4_k, iq4_xs, q3_k …), fit:SIZE for a file of at most that size,
+ppl:+N% for the least bytes at which perplexity grows by no more, or stack: a file of which as much
+is used as there is memory for, which may change while it serves (sedge serve --memory).
 
 The model reads a calibration text while it is rounded: one of yours, best of the kind that it
 will see, or one that it writes itself. What is done is kept in OUT.gguf.shrinking until the file
@@ -135,6 +139,9 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     if !args.requantise {
         sedge_shrink::whole(&origin).map_err(|e| failure(&args, e))?;
     }
+    if args.to == Target::Stack {
+        return stack::run(&args, &origin, &text, &team, &mut line, start);
+    }
     let mut job = Job {
         args: &args,
         origin,
@@ -155,7 +162,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
             done
         }
         Target::Perplexity { growth } => job.until(growth)?,
-        Target::Stack => return Err(Failure::new("stacks are not built yet")),
+        Target::Stack => unreachable!("a stack is made above"),
     };
     job.line.clear();
     let seconds = start.elapsed().as_secs_f64();

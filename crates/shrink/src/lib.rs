@@ -14,6 +14,7 @@ mod outliers;
 mod plan;
 mod round;
 mod shrink;
+pub mod stack;
 mod target;
 mod text;
 mod work;

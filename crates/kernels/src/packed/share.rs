@@ -64,7 +64,10 @@ pub(super) fn share<const WAYS: usize>(
     job: &dyn Task<WAYS>,
 ) {
     let rounded = x.rounded.rows() > 0;
-    let few = fair(team, strips).max(SHORT / strip_bytes(job));
+    // A strip that is rebuilt takes as long as reading many.
+    let rebuilt = job.weights(0).iter().any(|(w, _)| w.stack().is_some());
+    let short = if rebuilt { 1 } else { SHORT / strip_bytes(job) };
+    let few = fair(team, strips).max(short);
     let few = few.min(strips.div_ceil(team.threads())).max(1);
     let halves = is_half(job.weights(0)[0].0.dtype());
     let integers = match halves {
@@ -166,7 +169,9 @@ impl Integers {
                 }
                 for ((w, strip), panel) in numbered(&strips, job).zip(&mut *panels) {
                     let k = set.choice(w.dtype(), x.bits()).many;
-                    (k.unpack)(w.dtype(), w.strip(strip), k.tiles.is_some(), panel);
+                    w.with_strip(strip, |strip| {
+                        (k.unpack)(w.dtype(), strip, k.tiles.is_some(), panel);
+                    });
                 }
                 let mut shape = None;
                 for block in self.together.clone() {
@@ -200,7 +205,9 @@ impl Integers {
                 for ((w, strip), sums) in job.weights(strip).into_iter().zip(&mut sums) {
                     let few = set.choice(w.dtype(), bits).few;
                     let direct = few.direct.expect("the plan has looked");
-                    direct(w.dtype(), w.strip(strip), x, &mut sums[..x.height]);
+                    w.with_strip(strip, |strip| {
+                        direct(w.dtype(), strip, x, &mut sums[..x.height]);
+                    });
                 }
                 job.take(strip, rows.clone(), &mut sums);
             }
@@ -216,7 +223,7 @@ fn fair(team: &Team, strips: usize) -> usize {
 
 /// Bytes of a strip of all ways.
 fn strip_bytes<const WAYS: usize>(job: &dyn Task<WAYS>) -> usize {
-    job.weights(0).map(|w| w.0.strip(0).len()).iter().sum()
+    job.weights(0).map(|w| w.0.strip_bytes()).iter().sum()
 }
 
 /// Multiplies rows of f32 with strips of 16-bit weights.
@@ -233,7 +240,9 @@ fn multiply_halves<const WAYS: usize>(
             let rows = start..x.exact.min(start + BLOCK_ROWS);
             let floats = x.floats(rows.clone());
             for ((w, strip), sums) in job.weights(strip).into_iter().zip(&mut sums) {
-                multiply(w.dtype(), w.strip(strip), floats, &mut sums[..rows.len()]);
+                w.with_strip(strip, |strip| {
+                    multiply(w.dtype(), strip, floats, &mut sums[..rows.len()]);
+                });
             }
             job.take(strip, rows, &mut sums);
         }
@@ -281,12 +290,10 @@ fn multiply_rounded<const WAYS: usize>(
             let facts = facts(w.dtype()).expect("only such types are packed");
             let (unit, size) = (facts.unit / TILE, facts.unit_bytes);
             let units = columns.start / unit * size..columns.end.div_ceil(unit) * size;
-            (k.rounded.decode)(
-                w.dtype(),
-                &w.strip(strip)[units],
-                i % 2,
-                &mut here[..columns.len()],
-            );
+            let out = &mut here[..columns.len()];
+            w.with_strip(strip, |strip| {
+                (k.rounded.decode)(w.dtype(), &strip[units], i % 2, out);
+            });
         }
         for pair in 0..x.pairs() {
             let rows = &x.pair(pair)[columns.clone()];

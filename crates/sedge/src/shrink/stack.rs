@@ -1,0 +1,109 @@
+//! `sedge shrink --to stack`: one file that runs in any memory.
+
+use std::time::Instant;
+
+use sedge_kernels::Team;
+use sedge_models::Origin;
+use sedge_shrink::stack::{StackBuildError, StackDoing, StackOptions, StackReport, build};
+use serde_json::json;
+
+use super::{Args, Text};
+use crate::failure::Failure;
+use crate::output::{self, ProgressLine};
+use crate::size::Bytes;
+use crate::table::table;
+
+pub(super) fn run(
+    args: &Args,
+    origin: &Origin<'_>,
+    text: &Text,
+    team: &Team,
+    line: &mut ProgressLine,
+    start: Instant,
+) -> Result<(), Failure> {
+    let options = StackOptions::default();
+    let report = build(
+        origin,
+        &text.calibration,
+        options,
+        &args.output,
+        team,
+        &mut |doing| match doing {
+            StackDoing::Decomposing {
+                done,
+                total,
+                tensor,
+            } => line.show(done as u64, total as u64, tensor),
+            StackDoing::Measuring { done, total } => {
+                line.show(done as u64, total as u64, "what each block is worth");
+            }
+            StackDoing::Writing(p) => line.show(p.done, p.total, p.tensor),
+        },
+    );
+    let report = report.map_err(|error| failure(args, error))?;
+    line.clear();
+    let seconds = start.elapsed().as_secs_f64();
+    let text = match args.json {
+        true => format!("{:#}\n", as_json(args, &report, seconds)),
+        false => as_text(args, &report, seconds),
+    };
+    Ok(output::print(&text)?)
+}
+
+fn failure(args: &Args, error: StackBuildError) -> Failure {
+    let failure = match args.model.path() {
+        Some(path) => Failure::about(path, &error),
+        None => Failure::new(&error),
+    };
+    match error {
+        StackBuildError::Folder => {
+            failure.hint("sedge convert, which makes a GGUF file of the folder")
+        }
+        StackBuildError::Text { .. } => {
+            failure.hint("--calibrate self, a text that the model writes")
+        }
+        _ => failure,
+    }
+}
+
+fn as_text(args: &Args, report: &StackReport, seconds: f64) -> String {
+    let memory = &report.memory;
+    let head = ["weights in memory", "perplexity", "growth"];
+    let mut rows = vec![head.map(String::from).to_vec()];
+    for &(bytes, loss) in &report.curve {
+        rows.push(vec![
+            Bytes(bytes).to_string(),
+            format!("{:.3}", loss.exp()),
+            format!("{:+.2} %", (loss - report.before).exp_m1() * 100.0),
+        ]);
+    }
+    let mut text = table(&rows);
+    text.push_str(&format!(
+        "\nperplexities are of the calibration text; before: {:.3}\n\
+         {}: {} blocks of {} matrices, for any memory from {} to {}, in {seconds:.1} s\n",
+        report.before.exp(),
+        args.output.display(),
+        memory.of,
+        memory.matrices,
+        Bytes(memory.smallest),
+        Bytes(memory.largest),
+    ));
+    text
+}
+
+fn as_json(args: &Args, report: &StackReport, seconds: f64) -> serde_json::Value {
+    json!({
+        "model": args.model.name,
+        "output": args.output.display().to_string(),
+        "seconds": seconds,
+        "smallest_bytes": report.memory.smallest,
+        "largest_bytes": report.memory.largest,
+        "blocks": report.memory.of,
+        "matrices": report.memory.matrices,
+        "calibration_perplexity_before": report.before.exp(),
+        "sizes": report.curve.iter().map(|(bytes, loss)| json!({
+            "bytes": bytes,
+            "calibration_perplexity": loss.exp(),
+        })).collect::<Vec<_>>(),
+    })
+}

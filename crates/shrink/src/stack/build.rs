@@ -1,0 +1,291 @@
+//! A model into a file of stacks: decompose, measure what blocks are worth, write.
+
+use std::path::Path;
+
+use sedge_kernels::Team;
+use sedge_models::{
+    ConvertError, ConvertReport, Layerwise, Model, OpenError, Origin, Progress, Rewriting,
+    StackMemory, StackedMatrix, TensorError, stack_metadata, stack_tensors,
+};
+
+use super::decompose::{Decomposition, decompose};
+use super::moment::{Inputs, Moment};
+use super::order::{Loss, by_worth, gains};
+
+/// Settings of a stack.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StackOptions {
+    /// How matrices become blocks.
+    pub decomposition: Decomposition,
+    /// Tokens of the calibration text on which what a block is worth is measured.
+    pub measured: usize,
+}
+
+impl Default for StackOptions {
+    fn default() -> StackOptions {
+        StackOptions {
+            decomposition: Decomposition {
+                levels: 7,
+                rank: 2,
+                rounds: 1,
+            },
+            measured: 4096,
+        }
+    }
+}
+
+/// Why a model did not become stacks. The output file is then as it was before.
+#[derive(Debug, thiserror::Error)]
+pub enum StackBuildError {
+    /// It could not be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// It could not be read or written.
+    #[error(transparent)]
+    Convert(#[from] ConvertError),
+    /// Its tensors do not fit.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    /// It is no decoder, or is stacked already.
+    #[error("only a model that generates text, and whose weights are no stacks yet, becomes one")]
+    Kind,
+    /// Matrices of a form that stacks do not have.
+    #[error(
+        "{0}: only separate matrices of dense layers become stacks, not fused ones or experts'"
+    )]
+    Form(String),
+    /// A folder's rows may be in another order than a file's.
+    #[error("stacks are made of GGUF files; the model is a folder")]
+    Folder,
+    /// Too little text.
+    #[error("the calibration text has {tokens} tokens; at least {least} are needed")]
+    Text {
+        /// Tokens there are.
+        tokens: usize,
+        /// Tokens needed.
+        least: usize,
+    },
+    /// Memory could not be had.
+    #[error("memory for a layer's weights: {0}")]
+    Memory(std::io::Error),
+}
+
+/// What a run is at.
+#[derive(Debug, Clone, Copy)]
+pub enum StackDoing<'a> {
+    /// Making blocks of a matrix.
+    Decomposing {
+        /// Layers that are done.
+        done: usize,
+        /// All of them.
+        total: usize,
+        /// Matrix.
+        tensor: &'a str,
+    },
+    /// Measuring what blocks are worth.
+    Measuring {
+        /// Blocks that are done.
+        done: usize,
+        /// All of them.
+        total: usize,
+    },
+    /// Writing the file.
+    Writing(Progress<'a>),
+}
+
+/// What became of a model.
+#[derive(Debug, Clone)]
+pub struct StackReport {
+    /// Its sizes.
+    pub memory: StackMemory,
+    /// Mean loss of the calibration text, in nats a token, at some sizes: bytes of weights and
+    /// loss, smallest first.
+    pub curve: Vec<(u64, f64)>,
+    /// The same of the model as it was.
+    pub before: f64,
+    /// Blocks of each matrix, in the order in which memory takes them, as numbers of matrices.
+    pub order: Vec<u32>,
+    /// What was written.
+    pub file: ConvertReport,
+}
+
+/// Sizes at which a report tells the loss.
+const SIZES: usize = 12;
+
+/// Writes the model of a GGUF file as the GGUF file `output`, its layers' matrices as stacks of
+/// blocks in the order in which memory takes them, by what `text` shows. The rest is as it was.
+///
+/// # Errors
+/// When the model cannot be read or is of no use for it, the text is too short, or the disk is
+/// full.
+pub fn build(
+    origin: &Origin<'_>,
+    text: &[Vec<u32>],
+    options: StackOptions,
+    output: &Path,
+    team: &Team,
+    progress: &mut dyn FnMut(StackDoing<'_>),
+) -> Result<StackReport, StackBuildError> {
+    if let Origin::Path(path) = origin
+        && path.is_dir()
+    {
+        return Err(StackBuildError::Folder);
+    }
+    let tokens = text.iter().map(Vec::len).sum();
+    if tokens < crate::LEAST_TOKENS {
+        return Err(StackBuildError::Text {
+            tokens,
+            least: crate::LEAST_TOKENS,
+        });
+    }
+    let mut file = Rewriting::open(origin)?;
+    let matrices = blocks(
+        origin,
+        text,
+        options,
+        team,
+        &|name| file.has(name),
+        progress,
+    )?;
+
+    // All of a level, then all of the next: enough to measure with.
+    let levels = options.decomposition.levels.max(1);
+    let any = (0..levels).flat_map(|_| 0..matrices.len() as u32).collect();
+    let mut model = origin.model()?.model;
+    model.pack(team).map_err(StackBuildError::Memory)?;
+    let measured = beginning(text, options.measured);
+    let before = Loss::new(&model).of(team, &model, &measured);
+    model.put_stacks(matrices.clone(), any)?;
+    let gains = gains(
+        team,
+        &mut model,
+        &matrices,
+        &measured,
+        &mut |done, total| {
+            progress(StackDoing::Measuring { done, total });
+        },
+    );
+    let order = by_worth(&matrices, &gains);
+    let curve = curve(team, origin, &matrices, &order, &measured)?;
+
+    for matrix in &matrices {
+        file.remove(&matrix.name);
+    }
+    for (name, dtype, shape, bytes) in stack_tensors(&matrices) {
+        file.put(&name, dtype, shape, bytes);
+    }
+    for (key, value) in stack_metadata(&matrices, &order)? {
+        file.set(&key, value);
+    }
+    let memory = curve.0;
+    let file = file.write(output, team, &mut |p| progress(StackDoing::Writing(p)))?;
+    Ok(StackReport {
+        memory,
+        curve: curve.1,
+        before,
+        order,
+        file,
+    })
+}
+
+/// All matrices of a model's layers as blocks.
+fn blocks(
+    origin: &Origin<'_>,
+    text: &[Vec<u32>],
+    options: StackOptions,
+    team: &Team,
+    has: &dyn Fn(&str) -> bool,
+    progress: &mut dyn FnMut(StackDoing<'_>),
+) -> Result<Vec<StackedMatrix>, StackBuildError> {
+    let model = origin.model()?.model;
+    let mut layers = Layerwise::new(team, model, text, has).ok_or(StackBuildError::Kind)?;
+    let total = layers.config().layers.len();
+    let mut matrices = Vec::new();
+    while !layers.is_done() {
+        let sites = layers.sites();
+        let mut moments: Vec<Moment> = Vec::new();
+        for site in &sites {
+            let part = site.tensor.rsplit('.').nth(1).unwrap_or_default();
+            if !STACKED.contains(&part) || site.rows.start > 0 {
+                return Err(StackBuildError::Form(site.tensor.clone()));
+            }
+            if site.input == moments.len() {
+                moments.push(Moment::new(site.weight.cols()));
+            }
+        }
+        let seen = layers.observe(team, &mut |input, rows| moments[input].add(team, rows));
+        seen.map_err(StackBuildError::Memory)?;
+        let mut inputs: Option<(usize, Inputs)> = None;
+        for site in &sites {
+            progress(StackDoing::Decomposing {
+                done: layers.layer(),
+                total,
+                tensor: &site.tensor,
+            });
+            let ready = match inputs.take() {
+                Some((input, ready)) if input == site.input => ready,
+                _ => moments[site.input].inputs(),
+            };
+            let (rows, cols) = (site.weight.rows(), site.weight.cols());
+            let mut weights = vec![0.0; rows * cols];
+            team.for_rows(&mut weights, cols, &|row, out| site.weight.row(row, out));
+            let done = decompose(team, &weights, rows, &ready, options.decomposition);
+            inputs = Some((site.input, ready));
+            matrices.push(StackedMatrix {
+                name: site.tensor.clone(),
+                rows,
+                cols,
+                blocks: done.blocks,
+            });
+        }
+        layers.advance(team).map_err(StackBuildError::Memory)?;
+    }
+    Ok(matrices)
+}
+
+/// Matrices that become stacks.
+const STACKED: [&str; 7] = [
+    "attn_q",
+    "attn_k",
+    "attn_v",
+    "attn_output",
+    "ffn_gate",
+    "ffn_up",
+    "ffn_down",
+];
+
+/// About so many tokens of a text, from all over it.
+fn beginning(text: &[Vec<u32>], tokens: usize) -> Vec<Vec<u32>> {
+    let each = text.iter().map(Vec::len).max().unwrap_or(1).max(1);
+    let count = tokens.div_ceil(each).clamp(1, text.len().max(1));
+    (0..count)
+        .map(|i| text[i * text.len() / count].clone())
+        .collect()
+}
+
+/// The sizes of a stack, and the loss at some of them.
+fn curve(
+    team: &Team,
+    origin: &Origin<'_>,
+    matrices: &[StackedMatrix],
+    order: &[u32],
+    text: &[Vec<u32>],
+) -> Result<(StackMemory, Vec<(u64, f64)>), StackBuildError> {
+    let mut model: Model = origin.model()?.model;
+    model.put_stacks(matrices.to_vec(), order.to_vec())?;
+    model.pack(team).map_err(StackBuildError::Memory)?;
+    let whole = model.memory().ok_or(StackBuildError::Kind)?;
+    let mut loss = Loss::new(&model);
+    let mut curve = Vec::new();
+    let step = (whole.largest - whole.smallest) / (SIZES as u64 - 1);
+    for size in 0..SIZES as u64 {
+        // The last is all of it, whatever was rounded.
+        let bytes = match size + 1 == SIZES as u64 {
+            true => whole.largest,
+            false => whole.smallest + size * step,
+        };
+        let memory = model.set_memory(bytes).map_err(|_| StackBuildError::Kind)?;
+        curve.push((memory.bytes, loss.of(team, &model, text)));
+    }
+    Ok((whole, curve))
+}
