@@ -96,6 +96,13 @@ impl CpuExecutor {
             context,
         }
     }
+
+    /// The same with keys and values rotated before they are stored, or not, whatever is usual
+    /// for their type: what [`KvPages::with_rotation`] says. To be called before the first batch.
+    pub fn with_kv_rotation(mut self, rotated: bool) -> CpuExecutor {
+        self.kv = self.kv.with_rotation(rotated);
+        self
+    }
 }
 
 impl Executor for CpuExecutor {

@@ -18,6 +18,7 @@ mod block;
 mod dtype;
 mod elementwise;
 mod factor;
+mod hadamard;
 mod isa;
 mod kv;
 mod large_pages;

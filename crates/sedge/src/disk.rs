@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sedge_engine::DiskTier;
-use sedge_kernels::packed_kernels;
+use sedge_kernels::{KvType, packed_kernels};
 use sedge_models::Similar;
 use sedge_tiers::{Disk, DiskConfig, DiskError};
 
@@ -55,10 +55,11 @@ fn identity(
 ) -> io::Result<[u8; 32]> {
     let mut hasher = blake3::Hasher::new();
     let about = format!(
-        "{} {} {:?} {} {}",
+        "{} {} {:?} {} {} {}",
         env!("CARGO_PKG_VERSION"),
         machine.weights.arithmetic_name(),
         machine.kv,
+        KvType::from(machine.kv).rotates(),
         packed_kernels(),
         sedge_kernels::rounds_fast(),
     );
