@@ -304,6 +304,7 @@ pub(crate) fn work<S: Sixteen>(s: S, w: &Work<'_>, scratch: &mut Vec<f32>) {
         if w.kv.rotated() {
             hadamard::turn(s, out);
         }
+        w.kv.put_back(a.layer, w.head, out);
     }
 }
 
@@ -859,7 +860,7 @@ mod tests {
                         if b.pages.rotated() {
                             // Back to what was written, but for the rounding.
                             let (first, rest) = k.split_at_mut(hadamard::key_part(shape));
-                            [first, rest, &mut v].map(isa().hadamard);
+                            [first, rest, &mut v].into_iter().for_each(isa().hadamard);
                         }
                         let dot: f64 = q
                             .iter()

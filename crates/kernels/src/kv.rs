@@ -1,7 +1,10 @@
 //! Keys and values in pages of 16 tokens.
 //! A page is one run of memory, so that it can be copied or moved whole.
 
+mod centre;
 pub(crate) mod nibbles;
+
+pub use centre::KvCentre;
 
 use std::ops::Range;
 
@@ -106,6 +109,7 @@ pub struct KvPages {
     shape: KvShape,
     kv: KvType,
     rotated: bool,
+    centre: Option<KvCentre>,
     values: Values,
     /// A head's key or value on its way.
     turned: Vec<f32>,
@@ -196,6 +200,7 @@ impl KvPages {
             shape,
             kv,
             rotated: kv.rotates(),
+            centre: None,
             values,
             turned: Vec::new(),
             scales: vec![0.0; all(shape.page_scales(kv))],
@@ -229,6 +234,28 @@ impl KvPages {
     pub fn with_rotation(mut self, rotated: bool) -> KvPages {
         self.rotated = rotated;
         self
+    }
+
+    /// The same pages, still empty, with something taken off keys and values when they are
+    /// written. Attention puts it back, so that only the rounding differs: smaller numbers lose
+    /// less.
+    ///
+    /// # Panics
+    /// When the centre is of another shape.
+    pub fn with_centre(mut self, centre: KvCentre) -> KvPages {
+        assert!(centre.fits(self.layers, self.shape));
+        self.centre = Some(centre);
+        self
+    }
+
+    /// Adds what was taken off a head's values to a mean of them.
+    #[inline(always)]
+    pub(crate) fn put_back(&self, layer: usize, head: usize, out: &mut [f32]) {
+        if let Some(centre) = &self.centre {
+            for (out, x) in out.iter_mut().zip(centre.value(layer, head)) {
+                *out += x;
+            }
+        }
     }
 
     /// Whether keys and values are kept multiplied by a Hadamard matrix.
@@ -271,29 +298,43 @@ impl KvPages {
         let mut turned = std::mem::take(&mut self.turned);
         for head in 0..heads {
             let k = &k[head * k_dim..][..k_dim];
-            let k = self.turn(k, hadamard::key_part(self.shape), &mut turned);
+            let centre = self.centre.as_ref().map(|c| c.key(layer, head));
+            let k = self.turn(k, centre, hadamard::key_part(self.shape), &mut turned);
             let at = (start + head * keys, slot);
             self.put(Part::Key, at, scale + head * PAGE_TOKENS, k);
         }
         let start = start + heads * keys;
         for head in (0..heads).filter(|_| !v_in_k) {
-            let v = self.turn(&v[head * v_dim..][..v_dim], v_dim, &mut turned);
+            let centre = self.centre.as_ref().map(|c| c.value(layer, head));
+            let v = self.turn(&v[head * v_dim..][..v_dim], centre, v_dim, &mut turned);
             let at = (start + head * values, slot);
             self.put(Part::Value, at, scale + (heads + head) * PAGE_TOKENS, v);
         }
         self.turned = turned;
     }
 
-    /// What is kept of `x`, whose first `part` values and whose others are rotated apart.
-    fn turn<'a>(&self, x: &'a [f32], part: usize, room: &'a mut Vec<f32>) -> &'a [f32] {
-        if !self.rotated {
+    /// What is kept of `x`: what is left without the centre, whose first `part` values and whose
+    /// others are rotated apart.
+    fn turn<'a>(
+        &self,
+        x: &'a [f32],
+        centre: Option<&[f32]>,
+        part: usize,
+        room: &'a mut Vec<f32>,
+    ) -> &'a [f32] {
+        if !self.rotated && centre.is_none() {
             return x;
         }
         room.clear();
         room.extend_from_slice(x);
-        let (first, rest) = room.split_at_mut(part);
-        (isa().hadamard)(first);
-        (isa().hadamard)(rest);
+        for (x, centre) in room.iter_mut().zip(centre.into_iter().flatten()) {
+            *x -= centre;
+        }
+        if self.rotated {
+            let (first, rest) = room.split_at_mut(part);
+            (isa().hadamard)(first);
+            (isa().hadamard)(rest);
+        }
         room
     }
 

@@ -41,7 +41,7 @@ pub use block::{CodecError, dequantize, quantize};
 pub use dtype::DType;
 pub use elementwise::{add_assign, add_bias, gelu, gelu_mul, scale, silu_mul, softcap};
 pub use factor::Factor;
-pub use kv::{KvPages, KvShape, KvType, PAGE_TOKENS};
+pub use kv::{KvCentre, KvPages, KvShape, KvType, PAGE_TOKENS};
 pub use low_rank::{LowRankTerm, add_low_rank};
 pub use matmul::matmul;
 pub use matrix::{Matrix, MatrixError};

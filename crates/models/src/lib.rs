@@ -8,6 +8,7 @@
 mod adapter;
 mod architecture;
 mod batch;
+mod centre;
 mod changed;
 pub mod config;
 mod convert;

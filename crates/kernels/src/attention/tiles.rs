@@ -212,6 +212,7 @@ fn attend(w: &Work<'_>, scratch: &mut Scratch) {
         if w.kv.rotated() {
             hadamard::turn(s, out);
         }
+        w.kv.put_back(a.layer, w.head, out);
     }
 }
 }
