@@ -76,7 +76,11 @@ pub(crate) fn turn_key<S: Sixteen>(s: S, shape: KvShape, x: &mut [f32]) {
 
 /// Dimensions of a key that are turned together, from the first on; the others are too.
 pub(crate) fn key_part(shape: KvShape) -> usize {
-    if shape.v_in_k { shape.v_dim } else { shape.k_dim }
+    if shape.v_in_k {
+        shape.v_dim
+    } else {
+        shape.k_dim
+    }
 }
 
 #[cfg(test)]
@@ -85,7 +89,9 @@ mod tests {
     use crate::isa;
 
     fn values(n: usize) -> Vec<f32> {
-        (0..n).map(|i| (i as f32 * 0.73 + n as f32).sin() * 5.0).collect()
+        (0..n)
+            .map(|i| (i as f32 * 0.73 + n as f32).sin() * 5.0)
+            .collect()
     }
 
     #[test]

@@ -528,7 +528,9 @@ impl KvPages {
     pub(crate) fn key(&self, layer: usize, page: u32, head: usize, slot: usize) -> Vec<f32> {
         let (keys, dims) = (self.keys(layer, page, head), self.shape.k_dim);
         if let PageHead::Q4(words) = keys {
-            return (0..dims).map(|d| nibbles::at(words, true, d, slot)).collect();
+            return (0..dims)
+                .map(|d| nibbles::at(words, true, d, slot))
+                .collect();
         }
         let scale = match self.kv {
             KvType::Q8 => self.key_scales(layer, page, head)[slot],
@@ -542,7 +544,9 @@ impl KvPages {
     pub(crate) fn value(&self, layer: usize, page: u32, head: usize, slot: usize) -> Vec<f32> {
         let (values, dims) = (self.values(layer, page, head), self.shape.v_dim);
         if let PageHead::Q4(words) = values {
-            return (0..dims).map(|d| nibbles::at(words, false, d, slot)).collect();
+            return (0..dims)
+                .map(|d| nibbles::at(words, false, d, slot))
+                .collect();
         }
         let scale = match self.kv {
             KvType::Q8 => self.value_scales(layer, page, head)[slot],
@@ -618,7 +622,11 @@ mod tests {
                 KvType::Q4 => 7e-2,
             };
             let check = |kept: Vec<f32>, x: &[f32], slot: usize| {
-                let mut x = if slot == 5 { x.to_vec() } else { vec![0.0; x.len()] };
+                let mut x = if slot == 5 {
+                    x.to_vec()
+                } else {
+                    vec![0.0; x.len()]
+                };
                 if rotated {
                     (isa().hadamard)(&mut x);
                 }

@@ -25,7 +25,7 @@ impl Decoder {
         let pages = tokens.div_ceil(PAGE_TOKENS);
         let mut kv = KvPages::new(c.layers.len(), pages, c.kv_shape(), KvType::F32);
         let batch = Batch {
-            tokens: (0..tokens).map(|i| (i * 7919 % c.vocab) as u32).collect(),
+            tokens: (0..tokens).map(|i| token(i, c.vocab)).collect(),
             segments: vec![Segment {
                 rows: 0..tokens,
                 position: 0,
@@ -55,11 +55,24 @@ impl Decoder {
     }
 }
 
+/// Numbers from 0 to 1, spread evenly and without a period: multiples of the golden ratio.
+fn even(i: usize) -> f64 {
+    (i as f64 * 0.618_033_988_749_895).fract()
+}
+
+/// A token about as frequent as in texts: vocabularies are mostly in the order in which their
+/// merges were learnt, the most frequent first, and frequencies follow Zipf's law with
+/// Mandelbrot's offset, here that of the bytes before the merges.
+fn token(i: usize, vocab: usize) -> u32 {
+    const OFFSET: f64 = 256.0;
+    let place = OFFSET * ((vocab as f64 + OFFSET) / OFFSET).powf(even(i)) - OFFSET;
+    (place as usize).min(vocab - 1) as u32
+}
+
 /// Mean cosine and sine of each pair's angles over places in the context: rotating by them is the
 /// mean of all those rotations.
 fn spread(rope: &Rope, context: usize) -> (Vec<f32>, Vec<f32>) {
-    // Multiples of the golden ratio are spread evenly and have no period.
-    let place = |i: usize| (i as f64 * 0.618_033_988_749_895).fract() * context as f64;
+    let place = |i: usize| even(i) * context as f64;
     let mean = |f: &f32, of: fn(f64) -> f64| {
         let sum: f64 = (0..PLACES).map(|i| of(f64::from(*f) * place(i))).sum();
         (sum / PLACES as f64) as f32

@@ -218,14 +218,19 @@ mod tests {
     #[test]
     fn every_value_is_within_about_a_step_and_most_are_within_half() {
         for n in 1..=GROUP {
-            let x: Vec<f32> = (0..n).map(|i| ((i * 37 + n) % 53) as f32 * 0.37 - 4.0).collect();
+            let x: Vec<f32> = (0..n)
+                .map(|i| ((i * 37 + n) % 53) as f32 * 0.37 - 4.0)
+                .collect();
             let range = |f: fn(f32, f32) -> f32| x.iter().copied().reduce(f).unwrap();
             let step = (range(f32::max) - range(f32::min)) / 15.0;
             for isa in isa::all() {
                 let y = decoded(&x, isa.four_bits);
                 let error: f32 = y.iter().zip(&x).map(|(y, x)| (y - x) * (y - x)).sum();
                 let even = step * step / 12.0;
-                assert!(error / n as f32 <= even * 1.2 + 1e-4, "{error} of {n} values");
+                assert!(
+                    error / n as f32 <= even * 1.2 + 1e-4,
+                    "{error} of {n} values"
+                );
                 for (y, x) in y.iter().zip(&x) {
                     // Fitting gives up some of the ends; on the whole it is better.
                     assert!((y - x).abs() <= step * 1.1 + 0.011, "{y}, not {x}, of {n}");
@@ -252,7 +257,10 @@ mod tests {
     fn equal_values_are_kept_as_f16_keeps_them() {
         for x in [0.0, 1.5, -70.0, 1e-7] {
             let kept = f16::from_f32(x).to_f32();
-            assert!(decoded(&[x; 20], four_bits).iter().all(|y| *y == kept), "{x}");
+            assert!(
+                decoded(&[x; 20], four_bits).iter().all(|y| *y == kept),
+                "{x}"
+            );
         }
     }
 
@@ -272,7 +280,9 @@ mod tests {
     fn a_token_is_written_without_touching_the_others() {
         for dims in [3, 16, 40, 64, 80, 128] {
             let token = |slot: usize| -> Vec<f32> {
-                (0..dims).map(|d| ((d * 7 + slot * 5) % 16) as f32).collect()
+                (0..dims)
+                    .map(|d| ((d * 7 + slot * 5) % 16) as f32)
+                    .collect()
             };
             let (mut keys, mut values) = (vec![!0; key_words(dims)], vec![!0; value_words(dims)]);
             for slot in [5, 0, 15, 8, 7, 9, 5] {
@@ -281,8 +291,14 @@ mod tests {
             }
             for slot in [0, 5, 7, 8, 9, 15] {
                 for (d, x) in token(slot).into_iter().enumerate() {
-                    assert!((at(&keys, true, d, slot) - x).abs() < 0.51, "{dims} {slot} {d}");
-                    assert!((at(&values, false, d, slot) - x).abs() < 0.51, "{dims} {slot} {d}");
+                    assert!(
+                        (at(&keys, true, d, slot) - x).abs() < 0.51,
+                        "{dims} {slot} {d}"
+                    );
+                    assert!(
+                        (at(&values, false, d, slot) - x).abs() < 0.51,
+                        "{dims} {slot} {d}"
+                    );
                 }
             }
         }

@@ -108,10 +108,7 @@ impl<S: Simd> Sixteen for Pair<S> {
     fn butterfly<const STRIDE: usize>(self, [a, b]: Self::W) -> Self::W {
         match STRIDE {
             LANES => [self.0.add(a, b), self.0.sub(a, b)],
-            _ => [
-                self.0.butterfly::<STRIDE>(a),
-                self.0.butterfly::<STRIDE>(b),
-            ],
+            _ => [self.0.butterfly::<STRIDE>(a), self.0.butterfly::<STRIDE>(b)],
         }
     }
 
