@@ -86,7 +86,7 @@ fn packed_the_asset_answers_as_the_checkpoint_does() {
             let worst = worst_logit(&mut run, prompt, &want, index);
             println!("prompt {index}, {kv:?}, rounded {round}: max |Δlogit| = {worst:.3}");
             // What 8-bit activations add to 8-bit weights, on logits of up to 20.
-            let most = if kv == KvType::Q4 { 4.0 } else { 2.0 };
+            let most = if kv == KvType::Q4 { 6.0 } else { 2.0 };
             assert!(worst < most, "prompt {index}, {kv:?}: {worst}");
             // Where two tokens are nearly as likely, coarser keys and values may choose the other.
             if kv == KvType::F16 {
@@ -120,7 +120,7 @@ fn logits_with_4_bit_keys_and_values_are_near_and_rotated_ones_nearer() {
     };
     let (rotated, plain) = (off(true), off(false));
     println!("off by {rotated:.4} rotated, {plain:.4} not");
-    assert!(rotated < plain && rotated < 0.5, "{rotated}, {plain}");
+    assert!(rotated < plain && rotated < 0.7, "{rotated}, {plain}");
 }
 
 /// The ways of prompts on this machine: exact, and rounded where that is fast.
