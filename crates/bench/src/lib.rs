@@ -16,4 +16,4 @@ pub use hub::{BenchHub, write_weights};
 pub use peer::{PeerError, PeerFigure, read_peer};
 pub use perplexity::{Count, Perplexity, PerplexityError, PerplexityOptions, perplexity, score};
 pub use plot::{Chart, Line, line_plot, sparkline};
-pub use speed::{Spread, Task, time, time_of};
+pub use speed::{Spread, Task, fill, generate, time, time_of};

@@ -9,6 +9,7 @@ mod activation_bits;
 mod adapter;
 mod architecture;
 mod batch;
+mod centre;
 mod changed;
 pub mod config;
 mod convert;

@@ -154,10 +154,23 @@ enum Arithmetic {
 /// A type of stored keys and values, by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Kv {
+    /// Half precision
     F16,
+    /// Single precision
     F32,
+    /// The first half of single precision
     Bf16,
+    /// 8 bits, and a scale for each token and head
     Q8,
+    /// 4 bits, and a scale and a minimum for each 64 dimensions; rotated
+    Q4,
+}
+
+impl std::fmt::Display for Kv {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let value = self.to_possible_value();
+        f.write_str(value.as_ref().map_or("", |value| value.get_name()))
+    }
 }
 
 impl From<Kv> for KvType {
@@ -167,6 +180,7 @@ impl From<Kv> for KvType {
             Kv::F32 => KvType::F32,
             Kv::Bf16 => KvType::BF16,
             Kv::Q8 => KvType::Q8,
+            Kv::Q4 => KvType::Q4,
         }
     }
 }
