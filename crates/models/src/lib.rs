@@ -46,8 +46,8 @@ pub use family::JoinError;
 pub use layerwise::{Layerwise, Site};
 pub use merge::{MergeError, merge};
 pub use open::{
-    Info, Model, OpenError, Opened, Parts, Piece, Recommended, TensorFact, Workspace, open,
-    open_bytes, open_parts, open_within,
+    Info, KV_TYPE, Model, OpenError, Opened, Parts, Piece, Recommended, TensorFact, Workspace,
+    open, open_bytes, open_parts, open_within,
 };
 pub use packed_cache::{Cached, PackedCache};
 pub use rewriting::{Rewriting, Tensor};

@@ -58,9 +58,9 @@ fn identity(
         "{} {} {:?} {:?} {} {}",
         env!("CARGO_PKG_VERSION"),
         machine.weights.arithmetic_name(),
-        machine.kv,
+        machine.kv(),
         // With them change the means that 4-bit keys and values are kept from.
-        machine.context.filter(|_| machine.kv == Kv::Q4),
+        machine.context.filter(|_| machine.kv() == Kv::Q4),
         packed_kernels(),
         sedge_kernels::rounds_fast(),
     );

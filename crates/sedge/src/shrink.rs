@@ -9,9 +9,10 @@ use std::time::Instant;
 use clap::ValueEnum;
 use sedge_bench::{Agreement, Chart, Line, Task, agreement_between, sparkline, time};
 use sedge_engine::CpuExecutor;
+use sedge_formats::gguf::Value;
 use sedge_formats::tokenizer::Tokenizer;
 use sedge_kernels::{KvType, PAGE_TOKENS, Team};
-use sedge_models::{ConvertError, Model, Origin, SharedModel, open};
+use sedge_models::{ConvertError, KV_TYPE, Model, Origin, SharedModel, open};
 use sedge_shrink::{
     Doing, Method, Options, Plan, ShrinkError, ShrinkReport, Target, Types, WorkError,
 };
@@ -205,6 +206,17 @@ fn activations(target: &Target) -> Option<(u8, bool)> {
     }
 }
 
+/// The type of keys and values that is written into the file.
+fn kv(target: &Target) -> Option<&'static str> {
+    match target {
+        Target::Scheme(scheme) => match scheme.kv? {
+            4 => Some("q4"),
+            _ => Some("q8"),
+        },
+        _ => None,
+    }
+}
+
 /// How often a perplexity is aimed at before the best try is taken.
 const TRIES: usize = 5;
 
@@ -244,7 +256,11 @@ impl Job<'_> {
             options,
             &args.output,
             team,
-            &|_| {},
+            &|file| {
+                if let Some(kv) = kv(&args.to) {
+                    file.set(KV_TYPE, Value::String(kv.into()));
+                }
+            },
             &mut |doing| match doing {
                 Doing::Rounding {
                     done,
@@ -391,16 +407,22 @@ fn compare(args: &Args, texts: &[Vec<u32>], line: &mut ProgressLine) -> Result<C
     let after = open(&args.output).map_err(|e| Failure::about(&args.output, &e))?;
     let length = texts.iter().map(Vec::len).max().unwrap_or(0);
     let pages = length.div_ceil(PAGE_TOKENS).max(TASK.pages());
-    let executor = |mut model: Model| -> Result<CpuExecutor, Failure> {
+    let executor = |mut model: Model, kv: KvType| -> Result<CpuExecutor, Failure> {
         let team = Team::new(machine::threads(args.threads));
         model.round_prompts(sedge_kernels::rounds_fast());
         let packed = model.pack(&team);
         packed.map_err(|e| Failure::new(format_args!("the weights could not be packed: {e}")))?;
         let context = model.config().context;
         let model = SharedModel::new(model);
-        Ok(CpuExecutor::new(model, team, KvType::F16, pages, context))
+        Ok(CpuExecutor::new(model, team, kv, pages, context))
     };
-    let (mut first, mut second) = (executor(args.model.open()?.model)?, executor(after.model)?);
+    let kv = match after.info.kv.as_deref() {
+        Some("q4") => KvType::Q4,
+        Some("q8") => KvType::Q8,
+        _ => KvType::F16,
+    };
+    let mut first = executor(args.model.open()?.model, KvType::F16)?;
+    let mut second = executor(after.model, kv)?;
     let agreement = agreement_between([&mut first, &mut second], texts, &mut |done, all| {
         line.show(done as u64, all as u64, "before and after");
     });
