@@ -26,7 +26,7 @@ pub enum KvType {
     BF16,
     /// 8-bit integers with an f32 scale for each token's key and value in each head.
     Q8,
-    /// 4-bit integers with a scale and a minimum, both f16, for each 64 dimensions of a token's
+    /// 4-bit integers with a scale and a minimum, both f16, for each 32 dimensions of a token's
     /// key and value in each head.
     Q4,
 }

@@ -181,7 +181,7 @@ pub(crate) enum Kv {
     Bf16,
     /// 8 bits, and a scale for each token and head
     Q8,
-    /// 4 bits, and a scale and a minimum for each 64 dimensions; rotated
+    /// 4 bits, and a scale and a minimum for each 32 dimensions; rotated
     Q4,
 }
 
