@@ -154,7 +154,7 @@ impl Packed {
     /// A matrix whose strips are rebuilt from a stack's blocks where they are read. Its values are
     /// those of the stack, rounded to the codes of q8_0.
     pub fn stacked(stack: Arc<Stack>) -> Packed {
-        choice::choice(DType::Q8_0); // measured now, not in the first step
+        choice::choice(DType::Q8_0, 8); // measured now, not in the first step
         Packed {
             dtype: DType::Q8_0,
             rows: stack.rows(),
