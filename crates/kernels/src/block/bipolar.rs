@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! value of code c    scale · (2c − (2ᵖ − 1))       odd integers −(2ᵖ − 1) … 2ᵖ − 1, no zero
-//! block              f16 scale, then p planes of 64 bits: bit k of plane i is bit i of code k
+//! block              f16 scale, then p planes of 128 bits: bit k of plane i is bit i of code k
 //! ```
 //!
 //! Signed integers become bipolar ones without loss: `s · x + z` for an `x` of p bits is
@@ -16,9 +16,9 @@ use super::encode::{tame, to_half};
 use crate::DType;
 
 /// Values of a block.
-pub(crate) const BLOCK: usize = 64;
+pub(crate) const BLOCK: usize = 128;
 
-/// Decodes a block of `P` planes, `N = 2 + 8 P` bytes.
+/// Decodes a block of `P` planes, `N = 2 + 16 P` bytes.
 pub(super) fn decode<const P: usize, const N: usize>(b: &[u8; N], out: &mut [f32; BLOCK]) {
     let d = half([b[0], b[1]]);
     for (o, code) in out.iter_mut().zip(codes(P, &b[2..])) {
@@ -29,7 +29,7 @@ pub(super) fn decode<const P: usize, const N: usize>(b: &[u8; N], out: &mut [f32
 /// The codes of a block's planes.
 pub(crate) fn codes(bits: usize, planes: &[u8]) -> [u8; BLOCK] {
     let mut codes = [0; BLOCK];
-    for (i, plane) in planes.as_chunks::<8>().0.iter().take(bits).enumerate() {
+    for (i, plane) in planes.as_chunks::<16>().0.iter().take(bits).enumerate() {
         for (code, column) in codes.iter_mut().zip(0..) {
             *code |= (plane[column / 8] >> (column % 8) & 1) << i;
         }
@@ -84,12 +84,12 @@ pub(super) fn encode(bits: usize, values: &[f32], importance: Option<&[f32]>, ou
         let x = &x.map(tame);
         let scale = to_half(fit(bits, x, importance));
         out.extend_from_slice(&scale.to_le_bytes());
-        let mut planes = [0u64; 8];
+        let mut planes = [0u128; 8];
         for (k, odd) in nearest(bits, x, scale.to_f32()).into_iter().enumerate() {
             // The odd integer 2x + 1.
             let code = of_signed(bits, (odd as i32 - 1) >> 1);
             for (i, plane) in planes.iter_mut().enumerate() {
-                *plane |= u64::from(code >> i & 1) << k;
+                *plane |= u128::from(code >> i & 1) << k;
             }
         }
         out.extend(planes[..bits].iter().flat_map(|p| p.to_le_bytes()));
@@ -159,7 +159,7 @@ mod tests {
     proptest! {
         #[test]
         fn signed_integers_become_bipolar_ones_without_loss(
-            bits in 1usize..9, x in prop::collection::vec(any::<i32>(), 64), s in 1u32..2048, z in -100i32..100,
+            bits in 1usize..9, x in prop::collection::vec(any::<i32>(), BLOCK), s in 1u32..2048, z in -100i32..100,
         ) {
             let range = 1i32 << (bits - 1);
             let x: Vec<i32> = x.iter().map(|x| x.rem_euclid(2 * range) - range).collect();
@@ -169,10 +169,10 @@ mod tests {
             prop_assert_eq!(scale.to_f32(), s / 2.0);
             let mut block = scale.to_le_bytes().to_vec();
             for i in 0..bits {
-                let bit = |k: usize| u64::from(of_signed(bits, x[k]) >> i & 1) << k;
-                block.extend((0..64).map(bit).fold(0, |a, b| a | b).to_le_bytes());
+                let bit = |k: usize| u128::from(of_signed(bits, x[k]) >> i & 1) << k;
+                block.extend((0..BLOCK).map(bit).fold(0, |a, b| a | b).to_le_bytes());
             }
-            let mut y = [0.0; 64];
+            let mut y = [0.0; BLOCK];
             dequantize(DType::bipolar(bits).unwrap(), &block, &mut y).unwrap();
             for (x, y) in x.iter().zip(y) {
                 prop_assert_eq!(y + (z - s / 2.0), s * *x as f32 + z);
@@ -183,13 +183,13 @@ mod tests {
         fn what_is_bipolar_already_is_kept(bits in 1usize..9, seed: u64, s in 1u32..1024) {
             let top = (1i32 << bits) - 1;
             let scale = s as f32 / 256.0;
-            let mut x = [0.0; 64];
+            let mut x = [0.0; BLOCK];
             for (k, x) in x.iter_mut().enumerate() {
                 let code = (seed.rotate_left(k as u32) >> 5) as i32 & top;
                 *x = (2 * code - top) as f32 * scale;
             }
             (x[0], x[1]) = (top as f32 * scale, -top as f32 * scale);
-            let (mut block, mut y) = (Vec::new(), [0.0; 64]);
+            let (mut block, mut y) = (Vec::new(), [0.0; BLOCK]);
             let dtype = DType::bipolar(bits).unwrap();
             quantize(dtype, &x, &mut block).unwrap();
             dequantize(dtype, &block, &mut y).unwrap();
@@ -199,12 +199,12 @@ mod tests {
 
     #[test]
     fn important_columns_are_nearer() {
-        let x: Vec<f32> = (0..64)
-            .map(|i| ((i * 37 % 64) as f32 / 32.0 - 1.0).powi(3))
+        let x: Vec<f32> = (0..BLOCK)
+            .map(|i| ((i * 37 % BLOCK) as f32 / 64.0 - 1.0).powi(3))
             .collect();
-        let mut importance = vec![1.0; 64];
+        let mut importance = vec![1.0; BLOCK];
         let error = |importance: Option<&[f32]>| {
-            let (mut block, mut y) = (Vec::new(), [0.0; 64]);
+            let (mut block, mut y) = (Vec::new(), [0.0; BLOCK]);
             quantize_bipolar(DType::B2, &x, importance, &mut block).unwrap();
             dequantize(DType::B2, &block, &mut y).unwrap();
             let of = |i: usize| (x[i] - y[i]).powi(2);
@@ -219,10 +219,12 @@ mod tests {
     #[test]
     fn other_types_and_odd_sizes_are_errors() {
         let mut out = Vec::new();
-        assert!(quantize_bipolar(DType::Q4_0, &[0.0; 64], None, &mut out).is_err());
-        assert!(quantize_bipolar(DType::B3, &[0.0; 65], None, &mut out).is_err());
-        assert!(quantize_bipolar(DType::B3, &[0.0; 64], Some(&[1.0; 128]), &mut out).is_err());
-        assert!(quantize_bipolar(DType::B3, &[0.0; 64], Some(&[]), &mut out).is_err());
+        assert!(quantize_bipolar(DType::Q4_0, &[0.0; BLOCK], None, &mut out).is_err());
+        assert!(quantize_bipolar(DType::B3, &[0.0; BLOCK + 1], None, &mut out).is_err());
+        assert!(
+            quantize_bipolar(DType::B3, &[0.0; BLOCK], Some(&[1.0; 2 * BLOCK]), &mut out).is_err()
+        );
+        assert!(quantize_bipolar(DType::B3, &[0.0; BLOCK], Some(&[]), &mut out).is_err());
         assert!(out.is_empty());
     }
 }
