@@ -40,16 +40,18 @@ pub(crate) struct Kernels {
     pub(crate) rounded: &'static RoundedKernels,
 }
 
+/// As `panel`, of a signed panel with a whole block of 16 rows, in some of its groups; of pairs, an
+/// even number from an even one on. Those from the first one on set what is in `out`, others add.
+pub(crate) type Multiply =
+    fn(&Entered, &Panel, RowBlock<'_>, groups: Range<usize>, out: &mut [[f32; STRIP]]);
+
 /// A machine's tiles.
 #[derive(Clone, Copy)]
 pub(crate) struct Tiles {
     /// Readies this thread's tiles for panels of this form.
     pub(crate) enter: fn(&Panel) -> Entered,
-    /// As `panel`, of a signed panel with a whole block of 16 rows, in some of its groups, an
-    /// even number from an even one on: those from the first one on set what is in `out`,
-    /// others add to it.
-    pub(crate) multiply:
-        fn(&Entered, &Panel, RowBlock<'_>, groups: Range<usize>, out: &mut [[f32; STRIP]]),
+    /// See [`Multiply`].
+    pub(crate) multiply: Multiply,
 }
 
 #[cfg(target_arch = "x86_64")]
