@@ -49,7 +49,7 @@ pub use matrix::{Matrix, MatrixError};
 pub use norm::{layer_norm, rms_norm, rms_norm_in_place};
 pub use packed::{
     ActivationBits, Activations, BitsError, Forms, PACKED_VERSION, Packed, Product, gated_product,
-    packed_kernels, packs, products, rounds_fast,
+    packed_kernels, packs, products, rounds_fast, vector_products,
 };
 pub use peak::{Peak, bf16_peak, f32_peak, int8_peak, read_bandwidth};
 pub use rotary::{RopeStyle, rotate};

@@ -8,7 +8,7 @@
 //! their order does not matter; what is rounded is fixed, for each output, by this sequence:
 //!
 //! ```text
-//! for each group of 64 columns:
+//! for each group of 64 columns:                    of 128 where blocks are of 128
 //!     t = 0
 //!     for each block of the group:
 //!         t = fma(Σ code·x, scale, t)              Σ over the block, exact, (code − zero) · x
@@ -48,7 +48,7 @@ mod tests;
 pub use activations::{Activations, Forms};
 pub use bits::{ActivationBits, BitsError};
 pub use kernels::{packed_kernels, rounds_fast};
-pub use product::{Product, gated_product, products};
+pub use product::{Product, gated_product, products, vector_products};
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -242,7 +242,18 @@ impl Packed {
                 false => choice::choice(self.dtype, choice::bits_of(bits)).unfilled(),
             },
             bits: bits.cloned(),
+            pairs: self.dtype.bipolar_bits().is_some(),
         }
+    }
+
+    /// The name of the kernels that multiply so many rows of integers of so many bits with it.
+    pub fn kernels(&self, rows: usize, bits: Option<&ActivationBits>) -> &'static str {
+        if is_half(self.dtype) {
+            return kernels().name;
+        }
+        let choice = choice::choice(self.dtype, choice::bits_of(bits));
+        let few = rows <= choice.few_rows || choice.few_rows == quantized::BLOCK_ROWS;
+        if few { choice.few } else { choice.many }.name
     }
 
     pub(crate) fn strips(&self) -> usize {

@@ -56,6 +56,10 @@ struct Wanted {
     forms: Option<Forms>,
     /// Whether there are stored ones.
     stored: bool,
+    /// Whether some are bipolar, with blocks of two groups of activations.
+    pairs: bool,
+    /// Whether all rows are integers, those of prompts too.
+    integers: bool,
 }
 
 impl Wanted {
@@ -71,16 +75,29 @@ impl Wanted {
             bits,
             forms,
             stored,
+            pairs: readers.iter().any(|r| bipolar(r)),
+            integers: integers(readers),
         }
     }
 
     /// How many of the rows are not rounded to bfloat16, the rest being so for speed alone.
     fn exact(&self, rows: Rows) -> usize {
-        match self.bits {
-            Some(_) => rows.all,
-            None => rows.integers,
+        match self.integers {
+            true => rows.all,
+            false => rows.integers,
         }
     }
+}
+
+fn bipolar(linear: &Linear) -> bool {
+    linear.weight.dtype().bipolar_bits().is_some()
+}
+
+/// Whether some matrices read integers alone: because their activations have fewer bits than 8,
+/// which a rounding to bfloat16 would ignore, or because all are bipolar, whose products of
+/// integers are the faster ones for many rows too.
+fn integers(readers: &[&Linear]) -> bool {
+    bits(readers).is_some() || readers.iter().all(|r| bipolar(r))
 }
 
 /// The bits of activations that some matrices share.
@@ -109,7 +126,7 @@ impl<'a> Input<'a> {
         }
         let coarse = wanted.bits.as_ref().filter(|_| wanted.stored);
         if let Some(bits) = coarse {
-            converted.coarsen(team, x, cols, bits);
+            converted.coarsen(team, x, cols, (bits, wanted.pairs));
         }
         let converted = &*converted;
         Input {
@@ -237,10 +254,10 @@ impl<'a> Input<'a> {
         } = work;
         use Weight::Packed;
         let weights = (&w.gate.weight, &w.up.weight, &w.down.weight);
-        let coarse = bits(&[&w.gate, &w.up]).is_some();
         let down_bits = w.down.activation_bits.as_ref();
         // As many rows of the result are rounded as of what it is made of.
-        let alike = coarse == down_bits.is_some() || self.integers == self.rows;
+        let alike = integers(&[&w.gate, &w.up]) == integers(&[&w.down]);
+        let alike = alike || self.integers == self.rows;
         if let (Packed(gates), Packed(ups), Packed(down), true) =
             (weights.0, weights.1, weights.2, alike)
             && gates.forms(None) == ups.forms(None)

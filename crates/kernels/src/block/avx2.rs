@@ -104,50 +104,50 @@ fn run(dtype: DType, job: Job<'_>) {
         DType::B1 => each(
             dtype,
             job,
-            |b: &[u8; 10]| half(b, 0),
-            |b, d, g| bipolar::<1, 10>(b, *d, g),
+            |b: &[u8; 18]| half(b, 0),
+            |b, d, g| bipolar::<1, 18>(b, *d, g),
         ),
         DType::B2 => each(
             dtype,
             job,
-            |b: &[u8; 18]| half(b, 0),
-            |b, d, g| bipolar::<2, 18>(b, *d, g),
+            |b: &[u8; 34]| half(b, 0),
+            |b, d, g| bipolar::<2, 34>(b, *d, g),
         ),
         DType::B3 => each(
             dtype,
             job,
-            |b: &[u8; 26]| half(b, 0),
-            |b, d, g| bipolar::<3, 26>(b, *d, g),
+            |b: &[u8; 50]| half(b, 0),
+            |b, d, g| bipolar::<3, 50>(b, *d, g),
         ),
         DType::B4 => each(
             dtype,
             job,
-            |b: &[u8; 34]| half(b, 0),
-            |b, d, g| bipolar::<4, 34>(b, *d, g),
+            |b: &[u8; 66]| half(b, 0),
+            |b, d, g| bipolar::<4, 66>(b, *d, g),
         ),
         DType::B5 => each(
             dtype,
             job,
-            |b: &[u8; 42]| half(b, 0),
-            |b, d, g| bipolar::<5, 42>(b, *d, g),
+            |b: &[u8; 82]| half(b, 0),
+            |b, d, g| bipolar::<5, 82>(b, *d, g),
         ),
         DType::B6 => each(
             dtype,
             job,
-            |b: &[u8; 50]| half(b, 0),
-            |b, d, g| bipolar::<6, 50>(b, *d, g),
+            |b: &[u8; 98]| half(b, 0),
+            |b, d, g| bipolar::<6, 98>(b, *d, g),
         ),
         DType::B7 => each(
             dtype,
             job,
-            |b: &[u8; 58]| half(b, 0),
-            |b, d, g| bipolar::<7, 58>(b, *d, g),
+            |b: &[u8; 114]| half(b, 0),
+            |b, d, g| bipolar::<7, 114>(b, *d, g),
         ),
         DType::B8 => each(
             dtype,
             job,
-            |b: &[u8; 66]| half(b, 0),
-            |b, d, g| bipolar::<8, 66>(b, *d, g),
+            |b: &[u8; 130]| half(b, 0),
+            |b, d, g| bipolar::<8, 130>(b, *d, g),
         ),
     }
 }
@@ -528,7 +528,7 @@ fn iq4_xs_scales(b: &[u8; 136]) -> [f32; 8] {
     scales
 }
 
-/// 32 columns of `P` planes of bits, each plane 64 bits of the block.
+/// 32 columns of `P` planes of bits, each plane 128 bits of the block.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn bipolar<const P: usize, const N: usize>(b: &[u8; N], d: f32, group: usize) -> Values {
@@ -541,7 +541,7 @@ fn bipolar<const P: usize, const N: usize>(b: &[u8; N], d: f32, group: usize) ->
     for (i, out) in out.iter_mut().enumerate() {
         let mut code = _mm256_setzero_si256();
         for plane in (0..P).rev() {
-            let eight = _mm256_set1_epi32(b[2 + 8 * plane + 4 * group + i].into());
+            let eight = _mm256_set1_epi32(b[2 + 16 * plane + 4 * group + i].into());
             let bits = _mm256_and_si256(_mm256_srlv_epi32(eight, lanes), one);
             code = _mm256_or_si256(_mm256_slli_epi32::<1>(code), bits);
         }

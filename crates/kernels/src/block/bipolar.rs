@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! value of code c    scale · (2c − (2ᵖ − 1))       odd integers −(2ᵖ − 1) … 2ᵖ − 1, no zero
-//! block              f16 scale, then p planes of 64 bits: bit k of plane i is bit i of code k
+//! block              f16 scale, then p planes of 128 bits: bit k of plane i is bit i of code k
 //! ```
 //!
 //! Signed integers become bipolar ones without loss: `s · x + z` for an `x` of p bits is
@@ -15,9 +15,9 @@ use half::f16;
 use super::decode::half;
 
 /// Values of a block.
-pub(crate) const BLOCK: usize = 64;
+pub(crate) const BLOCK: usize = 128;
 
-/// Decodes a block of `P` planes, `N = 2 + 8 P` bytes.
+/// Decodes a block of `P` planes, `N = 2 + 16 P` bytes.
 pub(super) fn decode<const P: usize, const N: usize>(b: &[u8; N], out: &mut [f32; BLOCK]) {
     let d = half([b[0], b[1]]);
     for (o, code) in out.iter_mut().zip(codes(P, &b[2..])) {
@@ -28,7 +28,7 @@ pub(super) fn decode<const P: usize, const N: usize>(b: &[u8; N], out: &mut [f32
 /// The codes of a block's planes.
 pub(crate) fn codes(bits: usize, planes: &[u8]) -> [u8; BLOCK] {
     let mut codes = [0; BLOCK];
-    for (i, plane) in planes.as_chunks::<8>().0.iter().take(bits).enumerate() {
+    for (i, plane) in planes.as_chunks::<16>().0.iter().take(bits).enumerate() {
         for (code, column) in codes.iter_mut().zip(0..) {
             *code |= (plane[column / 8] >> (column % 8) & 1) << i;
         }
@@ -44,13 +44,13 @@ fn odd(bits: usize, code: u8) -> i32 {
 /// Appends a block of these codes.
 pub(super) fn write(bits: usize, scale: f16, codes: &[u8], out: &mut [u8]) {
     out[..2].copy_from_slice(&scale.to_le_bytes());
-    let mut planes = [0u64; 8];
+    let mut planes = [0u128; 8];
     for (k, code) in codes[..BLOCK].iter().enumerate() {
         for (i, plane) in planes.iter_mut().enumerate() {
-            *plane |= u64::from(code >> i & 1) << k;
+            *plane |= u128::from(code >> i & 1) << k;
         }
     }
-    for (out, plane) in out[2..].chunks_exact_mut(8).zip(&planes[..bits]) {
+    for (out, plane) in out[2..].chunks_exact_mut(16).zip(&planes[..bits]) {
         out.copy_from_slice(&plane.to_le_bytes());
     }
 }
@@ -124,7 +124,7 @@ mod tests {
     proptest! {
         #[test]
         fn signed_integers_become_bipolar_ones_without_loss(
-            bits in 1usize..9, x in prop::collection::vec(any::<i32>(), 64), s in 1u32..2048, z in -100i32..100,
+            bits in 1usize..9, x in prop::collection::vec(any::<i32>(), BLOCK), s in 1u32..2048, z in -100i32..100,
         ) {
             let range = 1i32 << (bits - 1);
             let x: Vec<i32> = x.iter().map(|x| x.rem_euclid(2 * range) - range).collect();
@@ -134,10 +134,10 @@ mod tests {
             prop_assert_eq!(scale.to_f32(), s / 2.0);
             let mut block = scale.to_le_bytes().to_vec();
             for i in 0..bits {
-                let bit = |k: usize| u64::from(of_signed(bits, x[k]) >> i & 1) << k;
-                block.extend((0..64).map(bit).fold(0, |a, b| a | b).to_le_bytes());
+                let bit = |k: usize| u128::from(of_signed(bits, x[k]) >> i & 1) << k;
+                block.extend((0..BLOCK).map(bit).fold(0, |a, b| a | b).to_le_bytes());
             }
-            let mut y = [0.0; 64];
+            let mut y = [0.0; BLOCK];
             dequantize(DType::bipolar(bits).unwrap(), &block, &mut y).unwrap();
             for (x, y) in x.iter().zip(y) {
                 prop_assert_eq!(y + (z - s / 2.0), s * *x as f32 + z);
@@ -148,13 +148,13 @@ mod tests {
         fn what_is_bipolar_already_is_kept(bits in 1usize..9, seed: u64, s in 1u32..1024) {
             let top = (1i32 << bits) - 1;
             let scale = s as f32 / 256.0;
-            let mut x = [0.0; 64];
+            let mut x = [0.0; BLOCK];
             for (k, x) in x.iter_mut().enumerate() {
                 let code = (seed.rotate_left(k as u32) >> 5) as i32 & top;
                 *x = (2 * code - top) as f32 * scale;
             }
             (x[0], x[1]) = (top as f32 * scale, -top as f32 * scale);
-            let (mut block, mut y) = (Vec::new(), [0.0; 64]);
+            let (mut block, mut y) = (Vec::new(), [0.0; BLOCK]);
             let dtype = DType::bipolar(bits).unwrap();
             quantize(dtype, &x, &mut block).unwrap();
             dequantize(dtype, &block, &mut y).unwrap();
@@ -164,10 +164,10 @@ mod tests {
 
     #[test]
     fn important_columns_are_nearer() {
-        let x: Vec<f32> = (0..64)
-            .map(|i| ((i * 37 % 64) as f32 / 32.0 - 1.0).powi(3))
+        let x: Vec<f32> = (0..BLOCK)
+            .map(|i| ((i * 37 % BLOCK) as f32 / 64.0 - 1.0).powi(3))
             .collect();
-        let mut importance = vec![1.0; 64];
+        let mut importance = vec![1.0; BLOCK];
         let error = |importance: Option<&[f32]>| {
             let grid = Grid::fit(DType::B2, &x, importance);
             let of = |i: usize| (x[i] - grid.round(i, x[i]).1).powi(2);

@@ -78,7 +78,7 @@ impl Shape {
             DType::F32 | DType::F16 | DType::BF16 => None,
             _ => {
                 let bits = dtype.bipolar_bits()?;
-                shape(64, 64, whole(0, (1 << bits) - 1), false, None)
+                shape(128, 128, whole(0, (1 << bits) - 1), false, None)
             }
         }
     }

@@ -21,6 +21,9 @@ pub struct Forms {
     pub few: usize,
     /// Bits of the integers, and of what floats are rounded to; 8, and not at all, without.
     pub bits: Option<ActivationBits>,
+    /// Two groups of 64 columns each share a scale, and the larger of their bits: what weights
+    /// in blocks of 128 columns read.
+    pub pairs: bool,
 }
 
 impl std::ops::BitOr for Forms {
@@ -32,6 +35,7 @@ impl std::ops::BitOr for Forms {
             floats: self.floats || other.floats,
             few: self.few.max(other.few),
             bits: ActivationBits::finest(self.bits.as_ref(), other.bits.as_ref()),
+            pairs: self.pairs || other.pairs,
         }
     }
 }
@@ -125,12 +129,18 @@ impl Activations {
         });
     }
 
-    /// Rounds whole rows of `cols` values to so many bits and back to f32, for
-    /// [`coarse`](Activations::coarse).
-    pub fn coarsen(&mut self, team: &Team, x: &[f32], cols: usize, bits: &ActivationBits) {
+    /// Rounds whole rows of `cols` values to so many bits and back to f32, in pairs of groups or
+    /// not, for [`coarse`](Activations::coarse).
+    pub fn coarsen(
+        &mut self,
+        team: &Team,
+        x: &[f32],
+        cols: usize,
+        (bits, pairs): (&ActivationBits, bool),
+    ) {
         self.coarse.clear();
         self.coarse.extend_from_slice(x);
-        team.for_rows(&mut self.coarse, cols, &|_, row| coarsen(row, bits));
+        team.for_rows(&mut self.coarse, cols, &|_, row| coarsen(row, bits, pairs));
     }
 
     /// The rows that [`coarsen`](Activations::coarsen) has rounded, as f32: what products of
@@ -165,20 +175,17 @@ impl Activations {
                 make(row, &mut out[..cols]);
                 out[cols..].fill(0.0);
                 if let Some(bits) = &bits {
-                    coarsen(&mut out[..cols], bits);
+                    coarsen(&mut out[..cols], bits, forms.pairs);
                 }
             });
         }
         if forms.codes {
             let (floats, shape) = (&self.floats, (exact, cols));
-            let bits = bits.as_ref();
             match forms.floats && bits.is_none() {
-                true => self
-                    .integers
-                    .fill_with(team, shape, forms.few, bits, &|row, out| {
-                        out.copy_from_slice(&floats[row * width..][..cols]);
-                    }),
-                false => self.integers.fill_with(team, shape, forms.few, bits, make),
+                true => self.integers.fill_with(team, shape, &forms, &|row, out| {
+                    out.copy_from_slice(&floats[row * width..][..cols]);
+                }),
+                false => self.integers.fill_with(team, shape, &forms, make),
             }
         }
         self.forms = forms;
@@ -203,20 +210,27 @@ impl Activations {
 }
 
 /// Rounds a row to so many bits and back.
-pub(super) fn coarsen(row: &mut [f32], bits: &ActivationBits) {
-    for (group, row) in row.chunks_mut(GROUP).enumerate() {
-        let mut x = [0.0; GROUP];
-        x[..row.len()].copy_from_slice(row);
-        let (mut codes, mut scale) = ([0; GROUP], 0.0);
-        let out = GroupOut {
-            codes: &mut codes,
-            scale: &mut scale,
-            sums: &mut [0; 4],
-            slab_sums: &mut [0.0; 2],
-        };
-        (kernels().quantize)(&x, bits.of(group), out);
-        for (x, code) in row.iter_mut().zip(codes) {
-            *x = f32::from(code) * scale;
+pub(super) fn coarsen(row: &mut [f32], bits: &ActivationBits, pairs: bool) {
+    let together = if pairs { 2 } else { 1 };
+    for (i, row) in row.chunks_mut(together * GROUP).enumerate() {
+        let mut x = [[0.0; GROUP]; 2];
+        x.as_flattened_mut()[..row.len()].copy_from_slice(row);
+        let (mut codes, mut scales) = ([[0; GROUP]; 2], [0.0; 2]);
+        let (mut sums, mut slab_sums) = ([[0; 4]; 2], [[0.0; 2]; 2]);
+        let mut outs = Vec::with_capacity(2);
+        let cells = codes.iter_mut().zip(&mut scales);
+        for ((codes, scale), (sums, slab_sums)) in cells.zip(sums.iter_mut().zip(&mut slab_sums)) {
+            outs.push(GroupOut {
+                codes,
+                scale,
+                sums,
+                slab_sums,
+            });
+        }
+        let bits = bits.of_some(i * together, together);
+        (kernels().quantize)(&x[..together], bits, &mut outs[..together]);
+        for (x, code) in row.iter_mut().zip(codes.as_flattened()) {
+            *x = f32::from(*code) * scales[0];
         }
     }
 }

@@ -5,9 +5,9 @@
 use std::arch::x86_64::*;
 
 use super::kernels::Kernels;
-use super::layout::{Format, GROUP, SLAB, STRIP, with_format};
+use super::layout::{Format, GROUP, PAIR, SLAB, STRIP, with_format};
 use super::panel::Panel;
-use super::quantized::{GroupOut, RowBlock, quantize_group};
+use super::quantized::{GroupOut, RowBlock, quantize_groups};
 use crate::DType;
 
 /// The set, where the machine has it.
@@ -25,7 +25,7 @@ static AVX2: Kernels = Kernels {
     pack: |dtype, stored, row_bytes, strip| unsafe {
         with_format!(dtype, pack(stored, row_bytes, strip));
     },
-    quantize: |x, bits, out| unsafe { quantize(x, bits, out) },
+    quantize: |x, bits, outs| unsafe { quantize(x, bits, outs) },
     unpack: |dtype, strip, signed, out| unsafe {
         with_format!(dtype, unpack(strip, signed, out));
     },
@@ -58,8 +58,8 @@ fn pack<F: Format>(stored: &[u8], row_bytes: usize, strip: &mut [u8]) {
 }
 
 avx2! {
-fn quantize(x: &[f32; GROUP], bits: usize, out: GroupOut<'_>) {
-    quantize_group(x, bits, out);
+fn quantize(x: &[[f32; GROUP]], bits: usize, outs: &mut [GroupOut<'_>]) {
+    quantize_groups(x, bits, outs);
 }
 }
 
@@ -317,6 +317,9 @@ fn direct_rows<F: Format, const M: usize>(
     row: usize,
     out: &mut [[f32; STRIP]],
 ) -> usize {
+    if F::BLOCK == PAIR {
+        return direct_pairs::<F, M>(strip, x, row, out);
+    }
     let x_codes = x.codes;
     let (x_sums, x_slab_sums) = (x.sums.as_chunks::<4>().0, x.slab_sums.as_chunks::<2>().0);
     let mut acc = [[_mm256_setzero_ps(); M]; 2];
@@ -357,10 +360,8 @@ fn direct_rows<F: Format, const M: usize>(
                     if F::MINIMA {
                         let least = scales::<F>(unit, F::MINIMUMS, block, half, minimum);
                         for m in 0..M {
-                            let slabs = x_slab_sums[cell + m];
                             let sum = match F::BLOCK {
-                                GROUP => slabs[0] + slabs[1],
-                                SLAB => slabs[part],
+                                SLAB => x_slab_sums[cell + m][part],
                                 _ => sums[m] as f32,
                             };
                             t[m] = _mm256_fnmadd_ps(least, _mm256_set1_ps(sum), t[m]);
@@ -381,11 +382,116 @@ fn direct_rows<F: Format, const M: usize>(
 }
 }
 
+avx2! {
+/// The same of types whose blocks are two groups.
+fn direct_pairs<F: Format, const M: usize>(
+    strip: &[u8],
+    x: RowBlock<'_>,
+    row: usize,
+    out: &mut [[f32; STRIP]],
+) -> usize {
+    for half in 0..2 {
+        let mut acc = [_mm256_setzero_ps(); M];
+        for (u, unit) in strip.chunks_exact(F::UNIT_BYTES).enumerate() {
+            for pair in 0..F::UNIT / PAIR {
+                let block = u * (F::UNIT / PAIR) + pair;
+                let pairs = Pairs { x, row, block };
+                let mut products = start::<M>(if F::NARROW { F::ZERO } else { 0 }, pairs.sums());
+                for slab in 0..PAIR / SLAB {
+                    let at = (pair * PAIR / SLAB + slab) * F::SLAB_BYTES;
+                    let mut w = codes::<F>(&unit[at..][..F::SLAB_BYTES], half);
+                    if !F::NARROW {
+                        for w in &mut w {
+                            *w = _mm256_sub_epi8(*w, _mm256_set1_epi8(F::ZERO as u8 as i8));
+                        }
+                    }
+                    let (xs, column) = (pairs.codes::<M>(slab / 2), slab % 2 * SLAB);
+                    match F::NARROW {
+                        true => add_products::<M, true>(&mut products, &w, &xs, column),
+                        false => add_products::<M, false>(&mut products, &w, &xs, column),
+                    }
+                }
+                let none = _mm256_setzero_ps();
+                let s = scales::<F>(unit, F::SCALES, pair, half, none);
+                let mut least = none;
+                if F::MINIMA {
+                    least = scales::<F>(unit, F::MINIMUMS, pair, half, none);
+                }
+                scale_pairs::<M>(products, s, F::MINIMA.then_some(least), pairs, &mut acc);
+            }
+        }
+        for m in 0..M {
+            store_f32(&mut out[m][8 * half..], acc[m]);
+        }
+    }
+    M
+}
+}
+
+/// Rows of activations from `row` on, of a block of weights of two groups.
+#[derive(Clone, Copy)]
+struct Pairs<'a> {
+    x: RowBlock<'a>,
+    row: usize,
+    block: usize,
+}
+
+impl<'a> Pairs<'a> {
+    /// The cell of the `m`-th row, of the first group or the second.
+    #[inline(always)]
+    fn cell(&self, group: usize, m: usize) -> usize {
+        (2 * self.block + group) * self.x.height + self.row + m
+    }
+
+    /// Codes of one of the groups.
+    #[inline(always)]
+    fn codes<const M: usize>(&self, group: usize) -> [&'a [i8; GROUP]; M] {
+        let mut xs = [&self.x.codes[0].0; M];
+        for (m, xs) in xs.iter_mut().enumerate() {
+            *xs = &self.x.codes[self.cell(group, m)].0;
+        }
+        xs
+    }
+
+    /// Sums of both groups' codes.
+    #[inline(always)]
+    fn sums<const M: usize>(&self) -> [i32; M] {
+        let sums = self.x.sums.as_chunks::<4>().0;
+        let mut all = [0; M];
+        for (m, all) in all.iter_mut().enumerate() {
+            let of = |group: usize| sums[self.cell(group, m)].iter().sum::<i32>();
+            *all = of(0) + of(1);
+        }
+        all
+    }
+}
+
+avx2! {
+/// Scales the sums of a block of two groups and adds them.
+#[inline]
+fn scale_pairs<const M: usize>(
+    products: [__m256i; M],
+    s: __m256,
+    least: Option<__m256>,
+    pairs: Pairs<'_>,
+    acc: &mut [__m256; M],
+) {
+    let sums = pairs.sums::<M>();
+    for m in 0..M {
+        let mut t = _mm256_mul_ps(_mm256_cvtepi32_ps(products[m]), s);
+        if let Some(least) = least {
+            t = _mm256_fnmadd_ps(least, _mm256_set1_ps(sums[m] as f32), t);
+        }
+        let scale = _mm256_set1_ps(pairs.x.scales[pairs.cell(0, m)]);
+        acc[m] = _mm256_fmadd_ps(t, scale, acc[m]);
+    }
+}
+}
+
 /// Sums of a block's activations, for `M` rows.
 #[inline(always)]
 fn part_sums<const M: usize>(sums: &[[i32; 4]], part: usize, block: usize) -> [i32; M] {
     std::array::from_fn(|m| match block {
-        GROUP => sums[m].iter().sum(),
         SLAB => sums[m][2 * part] + sums[m][2 * part + 1],
         _ => sums[m][part],
     })
@@ -415,6 +521,9 @@ fn panel_rows<const M: usize, const NARROW: bool>(
 ) -> usize {
     let x_codes = x.codes;
     let (x_sums, x_slab_sums) = (x.sums.as_chunks::<4>().0, x.slab_sums.as_chunks::<2>().0);
+    if p.block == PAIR {
+        return panel_pairs::<M, NARROW>(p, x, row, out);
+    }
     let zero = _mm256_set1_epi8(p.zero as u8 as i8);
     for half in 0..2 {
         let mut acc = [_mm256_setzero_ps(); M];
@@ -448,10 +557,8 @@ fn panel_rows<const M: usize, const NARROW: bool>(
                 if let Some(least) = p.minima.get(block) {
                     let least = load_f32(&least[8 * half..]);
                     for m in 0..M {
-                        let slabs = x_slab_sums[cell + m];
                         let sum = match p.block {
-                            GROUP => slabs[0] + slabs[1],
-                            SLAB => slabs[part],
+                            SLAB => x_slab_sums[cell + m][part],
                             _ => sums[m] as f32,
                         };
                         t[m] = _mm256_fnmadd_ps(least, _mm256_set1_ps(sum), t[m]);
@@ -461,6 +568,46 @@ fn panel_rows<const M: usize, const NARROW: bool>(
             for m in 0..M {
                 acc[m] = _mm256_fmadd_ps(t[m], _mm256_set1_ps(x.scales[cell + m]), acc[m]);
             }
+        }
+        for m in 0..M {
+            store_f32(&mut out[m][8 * half..], acc[m]);
+        }
+    }
+    M
+}
+}
+
+avx2! {
+/// The same of types whose blocks are two groups.
+fn panel_pairs<const M: usize, const NARROW: bool>(
+    p: &Panel,
+    x: RowBlock<'_>,
+    row: usize,
+    out: &mut [[f32; STRIP]],
+) -> usize {
+    let zero = _mm256_set1_epi8(p.zero as u8 as i8);
+    for half in 0..2 {
+        let mut acc = [_mm256_setzero_ps(); M];
+        for (block, vectors) in p.codes.chunks_exact(PAIR / 4).enumerate() {
+            let pairs = Pairs { x, row, block };
+            let mut products = start::<M>(if NARROW { p.zero } else { 0 }, pairs.sums());
+            for (slab, vectors) in vectors.chunks_exact(SLAB / 4).enumerate() {
+                let mut w = [_mm256_setzero_si256(); 8];
+                for (w, codes) in w.iter_mut().zip(vectors) {
+                    *w = load(&codes.0.as_chunks::<32>().0[half]);
+                    if !NARROW {
+                        *w = _mm256_sub_epi8(*w, zero);
+                    }
+                }
+                let (xs, column) = (pairs.codes::<M>(slab / 2), slab % 2 * SLAB);
+                add_products::<M, NARROW>(&mut products, &w, &xs, column);
+            }
+            let s = load_f32(&p.scales[block][8 * half..]);
+            let mut least = None;
+            if let Some(minima) = p.minima.get(block) {
+                least = Some(load_f32(&minima[8 * half..]));
+            }
+            scale_pairs::<M>(products, s, least, pairs, &mut acc);
         }
         for m in 0..M {
             store_f32(&mut out[m][8 * half..], acc[m]);

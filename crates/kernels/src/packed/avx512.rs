@@ -5,9 +5,9 @@ use std::arch::x86_64::*;
 use crate::DType;
 
 use super::kernels::Kernels;
-use super::layout::{Format, GROUP, SLAB, STRIP, with_format};
+use super::layout::{Format, GROUP, PAIR, SLAB, STRIP, with_format};
 use super::panel::{Codes, Panel};
-use super::quantized::{BIPOLAR_BITS, GroupOut, RowBlock, factors, quantize_group, top};
+use super::quantized::{BIPOLAR_BITS, GroupOut, RowBlock, factors, quantize_groups, top};
 
 /// The set, where the machine has it.
 pub(super) fn kernels() -> Option<&'static Kernels> {
@@ -28,7 +28,7 @@ pub(super) static AVX512: Kernels = Kernels {
     pack: |dtype, stored, row_bytes, strip| unsafe {
         with_format!(dtype, pack(stored, row_bytes, strip));
     },
-    quantize: |x, bits, out| unsafe { quantize(x, bits, out) },
+    quantize: |x, bits, outs| unsafe { quantize(x, bits, outs) },
     unpack: |dtype, strip, signed, out| unsafe {
         with_format!(dtype, unpack(strip, signed, out));
     },
@@ -61,37 +61,38 @@ fn pack<F: Format>(stored: &[u8], row_bytes: usize, strip: &mut [u8]) {
 }
 
 avx512! {
-/// [`quantize_group`], four vectors at a time.
-fn quantize(x: &[f32; GROUP], bits: usize, out: GroupOut<'_>) {
+/// [`quantize_groups`], four vectors at a time.
+fn quantize(x: &[[f32; GROUP]], bits: usize, outs: &mut [GroupOut<'_>]) {
     if bits <= BIPOLAR_BITS {
-        return quantize_group(x, bits, out);
+        return quantize_groups(x, bits, outs);
     }
-    let mut v = [_mm512_setzero_ps(); 4];
-    for (v, x) in v.iter_mut().zip(x.as_chunks::<16>().0) {
-        *v = load_f32(x);
-    }
-    let size = |i: usize| _mm512_abs_ps(v[i]);
     // The largest magnitude as an integer: so ordered, what is not finite is above all else.
-    let whole = |i: usize| _mm512_castps_si512(size(i));
-    let largest = _mm512_max_epi32(_mm512_max_epi32(whole(0), whole(1)), _mm512_max_epi32(whole(2), whole(3)));
-    let factors = factors(f32::from_bits(_mm512_reduce_max_epi32(largest) as u32), top(bits));
-    *out.scale = factors.scale;
-    if !factors.scale.is_finite() {
-        out.codes.fill(0);
-        out.sums.fill(0);
-        out.slab_sums.fill(0.0);
-        return;
+    let mut largest = _mm512_setzero_si512();
+    for x in x.as_flattened().as_chunks::<16>().0 {
+        largest = _mm512_max_epi32(largest, _mm512_castps_si512(_mm512_abs_ps(load_f32(x))));
     }
+    let largest = f32::from_bits(_mm512_reduce_max_epi32(largest) as u32);
+    let factors = factors(largest, top(bits));
     let inverse = _mm512_set1_ps(factors.inverse);
-    for (i, codes) in out.codes.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-        // Rounds to nearest, ties to even.
-        let whole = _mm512_cvtps_epi32(_mm512_mul_ps(v[i], inverse));
-        out.sums[i] = _mm512_reduce_add_epi32(whole);
-        // SAFETY: writes the 16 bytes of the array.
-        unsafe { _mm_storeu_si128(codes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(whole)) };
-    }
-    for (slab, sums) in out.slab_sums.iter_mut().zip(out.sums.as_chunks::<2>().0) {
-        *slab = (sums[0] + sums[1]) as f32;
+    for (x, out) in x.iter().zip(outs) {
+        *out.scale = factors.scale;
+        if !factors.scale.is_finite() {
+            out.codes.fill(0);
+            out.sums.fill(0);
+            out.slab_sums.fill(0.0);
+            continue;
+        }
+        let codes = out.codes.as_chunks_mut::<16>().0;
+        for (i, (x, codes)) in x.as_chunks::<16>().0.iter().zip(codes).enumerate() {
+            // Rounds to nearest, ties to even.
+            let whole = _mm512_cvtps_epi32(_mm512_mul_ps(load_f32(x), inverse));
+            out.sums[i] = _mm512_reduce_add_epi32(whole);
+            // SAFETY: writes the 16 bytes of the array.
+            unsafe { _mm_storeu_si128(codes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(whole)) };
+        }
+        for (slab, sums) in out.slab_sums.iter_mut().zip(out.sums.as_chunks::<2>().0) {
+            *slab = (sums[0] + sums[1]) as f32;
+        }
     }
 }
 }
@@ -334,6 +335,50 @@ impl Rows<'_> {
     fn cell(&self, group: usize, m: usize) -> usize {
         group * self.x.height + self.row + m
     }
+
+    /// Codes of a group.
+    #[inline(always)]
+    fn codes<const M: usize>(&self, group: usize) -> [&[i8; GROUP]; M] {
+        let mut xs = [&self.x.codes[0].0; M];
+        for (m, xs) in xs.iter_mut().enumerate() {
+            *xs = &self.x.codes[self.cell(group, m)].0;
+        }
+        xs
+    }
+
+    /// Sums of the codes of a block of two groups.
+    #[inline(always)]
+    fn pair_sums<const M: usize>(&self, block: usize) -> [i32; M] {
+        let sums = self.x.sums.as_chunks::<4>().0;
+        let mut all = [0; M];
+        for (m, all) in all.iter_mut().enumerate() {
+            let [a, b] = [0, 1].map(|group| &sums[self.cell(2 * block + group, m)]);
+            *all = a[0] + a[1] + a[2] + a[3] + b[0] + b[1] + b[2] + b[3];
+        }
+        all
+    }
+
+    avx512! {
+    /// Scales the sums of a block of two groups, with minima or without, and adds them.
+    #[inline]
+    fn scale_pairs<const M: usize>(
+        &self,
+        products: [__m512; M],
+        (s, least): (__m512, __m512),
+        minima: bool,
+        (block, sums): (usize, [i32; M]),
+        acc: &mut [__m512; M],
+    ) {
+        for m in 0..M {
+            let mut t = _mm512_mul_ps(products[m], s);
+            if minima {
+                t = _mm512_fnmadd_ps(least, _mm512_set1_ps(sums[m] as f32), t);
+            }
+            let scale = _mm512_set1_ps(self.x.scales[self.cell(2 * block, m)]);
+            acc[m] = _mm512_fmadd_ps(t, scale, acc[m]);
+        }
+    }
+    }
 }
 
 avx512! {
@@ -431,22 +476,15 @@ fn direct<F: Format>(strip: &[u8], x: RowBlock<'_>, out: &mut [[f32; STRIP]]) {
 }
 }
 
-/// The sums of a group's activations, for `M` rows.
-#[inline(always)]
-fn group_sums<const M: usize>(sums: &[[i32; 4]], rows: Rows<'_>, group: usize) -> [i32; M] {
-    let mut all = [0; M];
-    for (m, all) in all.iter_mut().enumerate() {
-        *all = sums[rows.cell(group, m)].iter().sum();
-    }
-    all
-}
-
 avx512! {
 fn direct_rows<F: Format, const M: usize>(
     strip: &[u8],
     rows: Rows<'_>,
     out: &mut [[f32; STRIP]],
 ) -> usize {
+    if F::BLOCK == PAIR {
+        return direct_pairs::<F, M>(strip, rows, out);
+    }
     let x = rows.x;
     let x_codes = x.codes;
     let (x_sums, x_slab_sums) = (x.sums.as_chunks::<4>().0, x.slab_sums.as_chunks::<2>().0);
@@ -460,17 +498,12 @@ fn direct_rows<F: Format, const M: usize>(
                 *xs = &x_codes[rows.cell(group, m)].0;
             }
             let mut t = [_mm512_setzero_ps(); M];
-            let mut whole = BlockSums::<M>::new(F::ZERO, group_sums(x_sums, rows, group));
             for half in 0..2 {
                 let slab = 2 * g + half;
                 let bytes = &unit[slab * F::SLAB_BYTES..][..F::SLAB_BYTES];
                 let after = if slab + 1 == F::UNIT / SLAB { F::UNIT_BYTES } else { (slab + 1) * F::SLAB_BYTES };
                 ask_ahead(bytes.as_ptr(), (after - slab * F::SLAB_BYTES) / 64);
                 let codes = codes::<F>(bytes);
-                if F::BLOCK == GROUP {
-                    whole.add(&codes, &xs, half * SLAB);
-                    continue;
-                }
                 for part in 0..SLAB / F::BLOCK {
                     let block = slab * (SLAB / F::BLOCK) + part;
                     let s = scales::<F>(unit, F::SCALES, block, scale);
@@ -504,24 +537,45 @@ fn direct_rows<F: Format, const M: usize>(
                     }
                 }
             }
-            if F::BLOCK == GROUP {
-                let s = scales::<F>(unit, F::SCALES, g, scale);
-                let products = whole.total();
-                for m in 0..M {
-                    t[m] = _mm512_mul_ps(products[m], s);
-                }
-                if F::MINIMA {
-                    let least = scales::<F>(unit, F::MINIMUMS, g, minimum);
-                    for m in 0..M {
-                        let [a, b] = x_slab_sums[rows.cell(group, m)];
-                        t[m] = _mm512_fnmadd_ps(least, _mm512_set1_ps(a + b), t[m]);
-                    }
-                }
-            }
             for m in 0..M {
                 let scale = _mm512_set1_ps(x.scales[rows.cell(group, m)]);
                 acc[m] = _mm512_fmadd_ps(t[m], scale, acc[m]);
             }
+        }
+    }
+    for (acc, out) in acc.into_iter().zip(out) {
+        store_f32(out, acc);
+    }
+    M
+}
+}
+
+avx512! {
+/// The same of types whose blocks are two groups.
+fn direct_pairs<F: Format, const M: usize>(
+    strip: &[u8],
+    rows: Rows<'_>,
+    out: &mut [[f32; STRIP]],
+) -> usize {
+    let mut acc = [_mm512_setzero_ps(); M];
+    for (u, unit) in strip.chunks_exact(F::UNIT_BYTES).enumerate() {
+        for pair in 0..F::UNIT / PAIR {
+            let block = u * (F::UNIT / PAIR) + pair;
+            let sums = rows.pair_sums::<M>(block);
+            let mut products = BlockSums::<M>::new(F::ZERO, sums);
+            for slab in 0..PAIR / SLAB {
+                let xs = rows.codes::<M>(2 * block + slab / 2);
+                let slab_of_unit = pair * (PAIR / SLAB) + slab;
+                let at = slab_of_unit * F::SLAB_BYTES;
+                let bytes = &unit[at..][..F::SLAB_BYTES];
+                let after = if slab_of_unit + 1 == F::UNIT / SLAB { F::UNIT_BYTES } else { at + F::SLAB_BYTES };
+                ask_ahead(bytes.as_ptr(), (after - at) / 64);
+                products.add(&codes::<F>(bytes), &xs, slab % 2 * SLAB);
+            }
+            let none = _mm512_setzero_ps();
+            let s = scales::<F>(unit, F::SCALES, pair, none);
+            let least = if F::MINIMA { scales::<F>(unit, F::MINIMUMS, pair, none) } else { none };
+            rows.scale_pairs::<M>(products.total(), (s, least), F::MINIMA, (block, sums), &mut acc);
         }
     }
     for (acc, out) in acc.into_iter().zip(out) {
@@ -576,8 +630,7 @@ fn panel(p: &Panel, x: RowBlock<'_>, out: &mut [[f32; STRIP]]) {
 avx512! {
 fn panel_rows<const M: usize>(p: &Panel, rows: Rows<'_>, out: &mut [[f32; STRIP]]) -> usize {
     match (p.block, p.minima.is_empty()) {
-        (GROUP, true) => panel_kind::<M, GROUP, false>(p, rows, out),
-        (GROUP, false) => panel_kind::<M, GROUP, true>(p, rows, out),
+        (PAIR, _) => panel_pairs::<M>(p, rows, out),
         (SLAB, true) => panel_kind::<M, SLAB, false>(p, rows, out),
         (SLAB, false) => panel_kind::<M, SLAB, true>(p, rows, out),
         (_, true) => panel_kind::<M, 16, false>(p, rows, out),
@@ -610,20 +663,16 @@ fn panel_kind<const M: usize, const BLOCK: usize, const MINIMA: bool>(
             for (m, sum) in sums.iter_mut().enumerate() {
                 let parts = &x_sums[rows.cell(group, m)];
                 *sum = match BLOCK {
-                    GROUP => parts.iter().sum(),
                     SLAB => parts[2 * part] + parts[2 * part + 1],
                     _ => parts[part],
                 };
             }
             let mut products = BlockSums::<M>::new(p.zero, sums);
-            let codes = &codes[part * (BLOCK / 4)..(part + 1) * (BLOCK / 4)];
-            for (i, codes) in codes.chunks(8).enumerate() {
-                let mut w = [_mm512_setzero_si512(); 8];
-                for (w, codes) in w.iter_mut().zip(codes) {
-                    *w = load(&codes.0);
-                }
-                products.add(&w[..codes.len()], &xs, part * BLOCK + i * SLAB);
+            let mut w = [_mm512_setzero_si512(); 8];
+            for (w, codes) in w.iter_mut().zip(&codes[part * (BLOCK / 4)..(part + 1) * (BLOCK / 4)]) {
+                *w = load(&codes.0);
             }
+            products.add(&w[..BLOCK / 4], &xs, part * BLOCK);
             let products = products.total();
             let s = load_f32(&p.scales[block]);
             for m in 0..M {
@@ -632,10 +681,8 @@ fn panel_kind<const M: usize, const BLOCK: usize, const MINIMA: bool>(
             if MINIMA {
                 let least = load_f32(&p.minima[block]);
                 for m in 0..M {
-                    let slabs = x_slab_sums[rows.cell(group, m)];
                     let sum = match BLOCK {
-                        GROUP => slabs[0] + slabs[1],
-                        SLAB => slabs[part],
+                        SLAB => x_slab_sums[rows.cell(group, m)][part],
                         _ => sums[m] as f32,
                     };
                     t[m] = _mm512_fnmadd_ps(least, _mm512_set1_ps(sum), t[m]);
@@ -646,6 +693,33 @@ fn panel_kind<const M: usize, const BLOCK: usize, const MINIMA: bool>(
             let scale = _mm512_set1_ps(x.scales[rows.cell(group, m)]);
             acc[m] = _mm512_fmadd_ps(t[m], scale, acc[m]);
         }
+    }
+    for (acc, out) in acc.into_iter().zip(out) {
+        store_f32(out, acc);
+    }
+    M
+}
+}
+
+avx512! {
+/// The same of types whose blocks are two groups.
+fn panel_pairs<const M: usize>(p: &Panel, rows: Rows<'_>, out: &mut [[f32; STRIP]]) -> usize {
+    let mut acc = [_mm512_setzero_ps(); M];
+    let minima = !p.minima.is_empty();
+    for (block, vectors) in p.codes.as_chunks::<{ PAIR / 4 }>().0.iter().enumerate() {
+        let sums = rows.pair_sums::<M>(block);
+        let mut products = BlockSums::<M>::new(p.zero, sums);
+        for (slab, vectors) in vectors.as_chunks::<{ SLAB / 4 }>().0.iter().enumerate() {
+            let xs = rows.codes::<M>(2 * block + slab / 2);
+            let mut w = [_mm512_setzero_si512(); SLAB / 4];
+            for (w, codes) in w.iter_mut().zip(vectors) {
+                *w = load(&codes.0);
+            }
+            products.add(&w, &xs, slab % 2 * SLAB);
+        }
+        let s = load_f32(&p.scales[block]);
+        let least = if minima { load_f32(&p.minima[block]) } else { _mm512_setzero_ps() };
+        rows.scale_pairs::<M>(products.total(), (s, least), minima, (block, sums), &mut acc);
     }
     for (acc, out) in acc.into_iter().zip(out) {
         store_f32(out, acc);

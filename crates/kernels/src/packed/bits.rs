@@ -69,9 +69,12 @@ impl ActivationBits {
         &self.0
     }
 
-    /// The bits of a group; those that fill a row up have as many as the last.
-    pub(super) fn of(&self, group: usize) -> usize {
-        self.0[group.min(self.0.len() - 1)].into()
+    /// The most bits of some groups from `first` on; those that fill a row up have as many as the
+    /// last.
+    pub(super) fn of_some(&self, first: usize, groups: usize) -> usize {
+        let first = first.min(self.0.len() - 1);
+        let some = &self.0[first..self.0.len().min(first + groups)];
+        some.iter().copied().max().unwrap_or(8).into()
     }
 
     /// The bits of all groups, if they are alike.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::{DType, Team};
 
+use super::activations::Forms;
 use super::bits::ActivationBits;
 use super::facts;
 use super::kernels::{self, Kernels};
@@ -43,6 +44,8 @@ impl Choice {
 pub(crate) enum Set {
     /// The table.
     Measured,
+    /// The table of vector instructions on bytes alone, to compare with.
+    Vectors,
     /// A test: one set for everything.
     #[cfg_attr(not(test), allow(dead_code))]
     Only(&'static Kernels),
@@ -56,6 +59,7 @@ impl Set {
     pub(crate) fn best(self) -> &'static Kernels {
         match self {
             Set::Measured => kernels::kernels(),
+            Set::Vectors => vectors().pop().unwrap_or(kernels::kernels()),
             Set::Only(set) => set,
             #[cfg(test)]
             Set::By(best, _) => best,
@@ -66,6 +70,7 @@ impl Set {
     pub(crate) fn choice(self, dtype: DType, bits: Option<usize>) -> Choice {
         match self {
             Set::Measured => choice(dtype, bits.unwrap_or(8)),
+            Set::Vectors => choice_of_vectors(dtype),
             #[cfg(test)]
             Set::By(_, choice) => choice(dtype),
             Set::Only(set) => Choice {
@@ -91,9 +96,29 @@ pub(crate) fn choice(dtype: DType, bits: usize) -> Choice {
     let at = at.expect("every type is in the list");
     // Other numbers of bits make no difference.
     match serial::applies(dtype, bits) {
-        true => *TABLE[at][bits].get_or_init(|| measure(dtype, bits)),
-        false => *TABLE[at][0].get_or_init(|| measure(dtype, 8)),
+        true => *TABLE[at][bits].get_or_init(|| measure(dtype, bits, kernels::all())),
+        false => *TABLE[at][0].get_or_init(|| {
+            let mut sets = kernels::all();
+            sets.retain(|set| !set.serial);
+            measure(dtype, 8, sets)
+        }),
     }
+}
+
+/// Sets of vector instructions that multiply bytes.
+fn vectors() -> Vec<&'static Kernels> {
+    let mut sets = kernels::all();
+    sets.retain(|set| !set.serial && set.tiles.is_none());
+    sets
+}
+
+/// The choice among these.
+fn choice_of_vectors(dtype: DType) -> Choice {
+    static TABLE: [OnceLock<Choice>; DType::ALL.len()] =
+        [const { OnceLock::new() }; DType::ALL.len()];
+    let at = DType::ALL.iter().position(|d| *d == dtype);
+    let at = at.expect("every type is in the list");
+    *TABLE[at].get_or_init(|| measure(dtype, 8, vectors()))
 }
 
 /// Columns of the weights that are measured, and their strips, which stay in the caches: the
@@ -103,23 +128,24 @@ const SHAPE: (usize, usize) = (2048, 8);
 /// Blocks that share what is unpacked.
 const BLOCKS: usize = 4;
 
-fn measure(dtype: DType, bits: usize) -> Choice {
-    let best = kernels::kernels();
-    let mut sets = kernels::all();
+fn measure(dtype: DType, bits: usize, mut sets: Vec<&'static Kernels>) -> Choice {
+    let best = sets.last().copied().unwrap_or(&kernels::PORTABLE);
     if sets.len() > 1 {
         sets.remove(0); // The portable set is never the fastest.
     }
     let list = ActivationBits::new(&[bits as u8], SHAPE.0).expect("1 to 8 bits");
-    if !serial::applies(dtype, bits) {
-        sets.retain(|set| !set.serial);
-    }
     let facts = facts(dtype).expect("only types that are packed are multiplied");
     // What is multiplied does not matter to the time.
     let strip = vec![0; SHAPE.0.div_ceil(facts.unit) * facts.unit_bytes];
     let rows = |n: usize, filled: usize| {
         let mut x = Quantized::default();
-        let shape = (n, SHAPE.0);
-        x.fill_with(&Team::new(1), shape, filled, list.as_ref(), &|_, row| {
+        let forms = Forms {
+            few: filled,
+            bits: list.clone(),
+            pairs: dtype.bipolar_bits().is_some(),
+            ..Forms::default()
+        };
+        x.fill_with(&Team::new(1), (n, SHAPE.0), &forms, &|_, row| {
             row.fill(1.0);
         });
         x
@@ -167,7 +193,9 @@ fn time_many(set: &Kernels, dtype: DType, strip: &[u8], x: &Quantized) -> Durati
         for block in 0..x.blocks() {
             let x = x.block(block);
             match &entered {
-                Some((tiles, entered)) => (tiles.multiply)(entered, &panel, x, &mut sums),
+                Some((tiles, entered)) => {
+                    (tiles.multiply)(entered, &panel, x, 0..panel.groups, &mut sums);
+                }
                 None => (set.panel)(&panel, x, &mut sums[..x.height]),
             }
         }

@@ -182,7 +182,7 @@ impl RowUnit {
     #[inline(always)]
     fn bipolar(&mut self, bits: usize, block: usize, b: &[u8]) {
         self.scales[block] = u16::from_le_bytes([b[0], b[1]]);
-        self.codes[64 * block..][..64].copy_from_slice(&bipolar::codes(bits, &b[2..]));
+        self.codes[128 * block..][..128].copy_from_slice(&bipolar::codes(bits, &b[2..]));
     }
 
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! How each stored type lies when it is packed: a table of facts, as types for the kernels.
 //!
 //! A **strip** is 16 rows of a matrix. Along the columns it is cut into **units** of 256 columns
-//! (types whose scales are nested), 128 (bipolar types) or 64, and a unit into **slabs** of 32
+//! (types whose scales are nested, and bipolar ones) or 64, and a unit into **slabs** of 32
 //! columns. A slab's codes
 //! lie in bit planes of 4, 2 and 1 bits, or 8, each plane in whole vectors of 64 bytes: for each
 //! of the 16 rows, four bytes of four columns that follow each other. So four columns of all
@@ -29,6 +29,9 @@ pub(crate) const STRIP: usize = 16;
 pub(crate) const SLAB: usize = 32;
 /// Columns that share a scale of activations. Units are whole groups.
 pub(crate) const GROUP: usize = 64;
+/// Columns of a block of the bipolar types: two groups of activations, which share a scale where
+/// such weights read them.
+pub(crate) const PAIR: usize = 2 * GROUP;
 
 /// One packed form. Constants, so that a kernel is compiled for each.
 pub(crate) trait Format: 'static {
@@ -42,7 +45,7 @@ pub(crate) trait Format: 'static {
     const CODEBOOK: bool = false;
     /// Codes are doubled; `ZERO` is of doubled ones.
     const DOUBLED: bool = false;
-    /// Columns that share a scale: 16, 32 or 64.
+    /// Columns that share a scale: 16, 32 or 128.
     const BLOCK: usize = SLAB;
     /// Scales are small integers times one f16 for 256 columns.
     const NESTED: bool = false;
@@ -55,10 +58,8 @@ pub(crate) trait Format: 'static {
     /// Every code is at most 127.
     const NARROW: bool = Self::BITS + (Self::DOUBLED as usize) < 8 && !Self::CODEBOOK;
     /// Columns of a unit. Of whole cache lines, with its scales.
-    const UNIT: usize = if Self::NESTED {
+    const UNIT: usize = if Self::NESTED || Self::BLOCK == PAIR {
         256
-    } else if Self::BLOCK == GROUP {
-        2 * GROUP
     } else {
         GROUP
     };
@@ -120,14 +121,14 @@ formats! {
     Q6K { BITS: usize = 6, ZERO: i32 = 32, BLOCK: usize = 16, NESTED: bool = true }
     Iq4Nl { BITS: usize = 4, ZERO: i32 = 128, CODEBOOK: bool = true }
     Iq4Xs { BITS: usize = 4, ZERO: i32 = 128, CODEBOOK: bool = true, NESTED: bool = true }
-    B1 { BITS: usize = 1, ZERO: i32 = 1, DOUBLED: bool = true, BLOCK: usize = GROUP }
-    B2 { BITS: usize = 2, ZERO: i32 = 3, DOUBLED: bool = true, BLOCK: usize = GROUP }
-    B3 { BITS: usize = 3, ZERO: i32 = 7, DOUBLED: bool = true, BLOCK: usize = GROUP }
-    B4 { BITS: usize = 4, ZERO: i32 = 15, DOUBLED: bool = true, BLOCK: usize = GROUP }
-    B5 { BITS: usize = 5, ZERO: i32 = 31, DOUBLED: bool = true, BLOCK: usize = GROUP }
-    B6 { BITS: usize = 6, ZERO: i32 = 63, DOUBLED: bool = true, BLOCK: usize = GROUP }
-    B7 { BITS: usize = 7, ZERO: i32 = 127, DOUBLED: bool = true, BLOCK: usize = GROUP }
-    B8 { BITS: usize = 8, ZERO: i32 = 128, BLOCK: usize = GROUP, MINIMA: bool = true, CENTRED: bool = true }
+    B1 { BITS: usize = 1, ZERO: i32 = 1, DOUBLED: bool = true, BLOCK: usize = PAIR }
+    B2 { BITS: usize = 2, ZERO: i32 = 3, DOUBLED: bool = true, BLOCK: usize = PAIR }
+    B3 { BITS: usize = 3, ZERO: i32 = 7, DOUBLED: bool = true, BLOCK: usize = PAIR }
+    B4 { BITS: usize = 4, ZERO: i32 = 15, DOUBLED: bool = true, BLOCK: usize = PAIR }
+    B5 { BITS: usize = 5, ZERO: i32 = 31, DOUBLED: bool = true, BLOCK: usize = PAIR }
+    B6 { BITS: usize = 6, ZERO: i32 = 63, DOUBLED: bool = true, BLOCK: usize = PAIR }
+    B7 { BITS: usize = 7, ZERO: i32 = 127, DOUBLED: bool = true, BLOCK: usize = PAIR }
+    B8 { BITS: usize = 8, ZERO: i32 = 128, BLOCK: usize = PAIR, MINIMA: bool = true, CENTRED: bool = true }
 }
 
 /// The constants of a format as a value.

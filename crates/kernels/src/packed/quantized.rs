@@ -4,9 +4,11 @@
 //! a group is the largest of them. Of 1 or 2 bits that would leave no levels but 0 for most: they
 //! are bipolar, −1 and 1, or −3, −1, 1 and 3, times the scale that fits best, and their bits are
 //! kept beside them for products of bits.
+#![allow(clippy::needless_range_loop)] // one index walks several arrays of lanes
 
 use crate::team::{Disjoint, Team};
 
+use super::activations::Forms;
 use super::bits::ActivationBits;
 use super::kernels::kernels;
 use super::layout::{GROUP, SLAB};
@@ -74,6 +76,42 @@ pub(crate) struct GroupOut<'a> {
     pub(crate) slab_sums: &'a mut [f32],
 }
 
+/// The cells of a block of rows, to be written.
+struct Cells<'a> {
+    codes: &'a mut [GroupCodes],
+    scales: &'a mut [f32],
+    sums: &'a mut [i32],
+    slab_sums: &'a mut [f32],
+}
+
+impl Cells<'_> {
+    /// Quantises one group of a row, or two that share a scale, into the cell `first` and the one
+    /// `apart` from it.
+    fn quantize(&mut self, x: &[[f32; GROUP]], bits: usize, first: usize, apart: usize) {
+        let apart = apart.min(self.codes.len() - first);
+        let (codes, more_codes) = self.codes[first..].split_at_mut(apart);
+        let (scales, more_scales) = self.scales[first..].split_at_mut(apart);
+        let (sums, more_sums) = self.sums[4 * first..].split_at_mut(4 * apart);
+        let (slab_sums, more_slab_sums) = self.slab_sums[2 * first..].split_at_mut(2 * apart);
+        let one = GroupOut {
+            codes: &mut codes[0].0,
+            scale: &mut scales[0],
+            sums: &mut sums[..4],
+            slab_sums: &mut slab_sums[..2],
+        };
+        if x.len() == 1 {
+            return (kernels().quantize)(x, bits, &mut [one]);
+        }
+        let other = GroupOut {
+            codes: &mut more_codes[0].0,
+            scale: &mut more_scales[0],
+            sums: &mut more_sums[..4],
+            slab_sums: &mut more_slab_sums[..2],
+        };
+        (kernels().quantize)(x, bits, &mut [one, other]);
+    }
+}
+
 impl Quantized {
     /// Rows of activations.
     pub(crate) fn rows(&self) -> usize {
@@ -92,12 +130,12 @@ impl Quantized {
         &mut self,
         team: &Team,
         (rows, cols): (usize, usize),
-        few: usize,
-        bits: Option<&ActivationBits>,
+        forms: &Forms,
         make: &(dyn Fn(usize, &mut [f32]) + Sync),
     ) {
-        (self.rows, self.cols, self.few) = (rows, cols, few);
-        self.bits = bits.cloned();
+        (self.rows, self.cols, self.few) = (rows, cols, forms.few);
+        self.bits = forms.bits.clone();
+        let together = if forms.pairs { 2 } else { 1 };
         let alike = self.bits().filter(|&bits| bits <= BIPOLAR_BITS);
         let (groups, heights) = (self.groups(), self.padded_rows());
         let cells = groups * heights;
@@ -105,6 +143,7 @@ impl Quantized {
         self.scales.resize(cells, 0.0);
         self.sums.resize(cells * 4, 0);
         self.slab_sums.resize(cells * 2, 0.0);
+        let bits = self.bits.as_ref();
         let planes = if alike.is_some() { cells } else { 0 };
         self.planes.resize(planes, GroupBits::default());
         let (codes, scales) = (
@@ -138,20 +177,22 @@ impl Quantized {
                     } else {
                         values.fill(0.0);
                     }
-                    for (group, values) in values.as_chunks::<GROUP>().0.iter().enumerate() {
-                        let cell = group * height + row;
-                        (kernels().quantize)(
-                            values,
-                            bits.map_or(8, |bits| bits.of(group)),
-                            GroupOut {
-                                codes: &mut codes[cell].0,
-                                scale: &mut scales[cell],
-                                sums: &mut sums[cell * 4..][..4],
-                                slab_sums: &mut slab_sums[cell * 2..][..2],
-                            },
-                        );
-                        if let (Some(bits), Some(planes)) = (alike, planes.get_mut(cell)) {
-                            *planes = planes_of(bits, &codes[cell].0);
+                    let some = values.as_chunks::<GROUP>().0.chunks_exact(together);
+                    for (i, values) in some.enumerate() {
+                        let first = i * together;
+                        let bits = bits.map_or(8, |bits| bits.of_some(first, together));
+                        let mut to = Cells {
+                            codes: &mut *codes,
+                            scales: &mut *scales,
+                            sums: &mut *sums,
+                            slab_sums: &mut *slab_sums,
+                        };
+                        to.quantize(values, bits, first * height + row, height);
+                        for group in first..first + together {
+                            let cell = group * height + row;
+                            if let (Some(bits), Some(planes)) = (alike, planes.get_mut(cell)) {
+                                *planes = planes_of(bits, &codes[cell].0);
+                            }
                         }
                     }
                 }
@@ -159,10 +200,9 @@ impl Quantized {
         });
     }
 
-    /// Groups of a row: an even number, as the units of all types have, the last of zeros if
-    /// need be.
+    /// Groups of a row: as many as units of 256 columns have, the last of zeros if need be.
     pub(crate) fn groups(&self) -> usize {
-        self.cols.div_ceil(2 * GROUP) * 2
+        self.cols.div_ceil(4 * GROUP) * 4
     }
 
     /// Rows with those that fill the last block up.
@@ -228,75 +268,82 @@ pub(crate) fn top(bits: usize) -> f32 {
     ((1 << (bits - 1)) - 1) as f32
 }
 
-/// The definition of quantisation.
+/// The definition of quantisation, of one group or two that share a scale.
 #[inline(always)]
-pub(crate) fn quantize_group(x: &[f32; GROUP], bits: usize, out: GroupOut<'_>) {
+pub(crate) fn quantize_groups(x: &[[f32; GROUP]], bits: usize, outs: &mut [GroupOut<'_>]) {
     // As integers, magnitudes are in order, and what is not finite is above all else.
-    let largest = x.iter().fold(0, |max, x| max.max(x.abs().to_bits()));
-    let largest = f32::from_bits(largest);
+    let all = x.as_flattened().iter();
+    let largest = f32::from_bits(all.fold(0, |max, x| max.max(x.abs().to_bits())));
     if bits <= BIPOLAR_BITS {
-        *out.scale = bipolar_group(x, bits, largest, out.codes);
+        bipolar_groups(x, bits, largest, outs);
     } else {
         let factors = factors(largest, top(bits));
-        *out.scale = factors.scale;
         let finite = factors.scale.is_finite();
-        for (code, x) in out.codes.iter_mut().zip(x) {
-            let x = if finite { *x } else { 0.0 };
-            *code = (x * factors.inverse).round_ties_even() as i32 as i8;
+        for (x, out) in x.iter().zip(&mut *outs) {
+            *out.scale = factors.scale;
+            for (code, x) in out.codes.iter_mut().zip(x) {
+                let x = if finite { *x } else { 0.0 };
+                *code = (x * factors.inverse).round_ties_even() as i32 as i8;
+            }
         }
     }
-    for (sum, codes) in out.sums.iter_mut().zip(out.codes.as_chunks::<16>().0) {
-        *sum = codes.iter().map(|&c| i32::from(c)).sum();
-    }
-    for (slab, sums) in out.slab_sums.iter_mut().zip(out.sums.as_chunks::<2>().0) {
-        *slab = (sums[0] + sums[1]) as f32;
+    for out in outs {
+        for (sum, codes) in out.sums.iter_mut().zip(out.codes.as_chunks::<16>().0) {
+            *sum = codes.iter().map(|&c| i32::from(c)).sum();
+        }
+        for (slab, sums) in out.slab_sums.iter_mut().zip(out.sums.as_chunks::<2>().0) {
+            *slab = (sums[0] + sums[1]) as f32;
+        }
     }
 }
 
-/// Bipolar integers of a group and their scale: first the nearest for the scale that is best for
-/// normal values, then the best scale for these integers. Sums run over lanes of 16.
+/// Bipolar integers and their scale: first the nearest for the scale that is best for normal
+/// values, then the best scale for these integers. Zeros, which fill rows up, do not count. Sums
+/// run over lanes of 16.
 #[inline(always)]
-fn bipolar_group(x: &[f32; GROUP], bits: usize, largest: f32, codes: &mut [i8; GROUP]) -> f32 {
+fn bipolar_groups(x: &[[f32; GROUP]], bits: usize, largest: f32, outs: &mut [GroupOut<'_>]) {
     /// Added to a number and taken away again, it leaves the nearest integer.
     const WHOLE: f32 = 12_582_912.0;
-    if !largest.is_finite() {
-        codes.fill(-1);
-        return f32::NAN;
-    }
-    let mut sums = [0.0f32; 16];
-    for x in x.as_chunks::<16>().0 {
-        for (sum, x) in sums.iter_mut().zip(x) {
-            *sum += x.abs();
+    let (mut sums, mut counts) = ([0.0f32; 16], [0.0f32; 16]);
+    for x in x.as_flattened().as_chunks::<16>().0 {
+        for i in 0..16 {
+            sums[i] += x[i].abs();
+            counts[i] += if x[i] == 0.0 { 0.0 } else { 1.0 };
         }
     }
-    let mean = sums.iter().sum::<f32>() / GROUP as f32;
+    let mean = sums.iter().sum::<f32>() / counts.iter().sum::<f32>();
     // Max (1960): the best four levels of normal values are ±0.498 and ±1.494 deviations.
-    let (top, first) = if bits == 1 {
-        (1.0, mean)
-    } else {
-        (3.0, 0.624 * mean)
+    let (top, first) = match bits {
+        1 => (1.0, mean),
+        _ => (3.0, 0.624 * mean),
     };
     let inverse = 0.5 / first;
-    if !inverse.is_finite() {
-        codes.fill(-1);
-        return 0.0;
+    if !largest.is_finite() || !inverse.is_finite() {
+        // Not finite, or zero, or nothing beside other values.
+        let scale = if largest.is_finite() { 0.0 } else { f32::NAN };
+        for out in outs {
+            out.codes.fill(-1);
+            *out.scale = scale;
+        }
+        return;
     }
     let (mut xv, mut vv) = ([0.0f32; 16], [0.0f32; 16]);
-    for (x, codes) in x
-        .as_chunks::<16>()
-        .0
-        .iter()
-        .zip(codes.as_chunks_mut::<16>().0)
-    {
-        for i in 0..16 {
-            let code = (x[i] * inverse + 0.5 * top).clamp(0.0, top);
-            let v = 2.0 * (code + WHOLE - WHOLE) - top;
-            codes[i] = v as i32 as i8;
-            xv[i] += x[i] * v;
-            vv[i] += v * v;
+    for (x, out) in x.iter().zip(&mut *outs) {
+        let chunks = out.codes.as_chunks_mut::<16>().0.iter_mut();
+        for (x, codes) in x.as_chunks::<16>().0.iter().zip(chunks) {
+            for i in 0..16 {
+                let code = (x[i] * inverse + 0.5 * top).clamp(0.0, top);
+                let v = 2.0 * (code + WHOLE - WHOLE) - top;
+                codes[i] = v as i32 as i8;
+                xv[i] += x[i] * v;
+                vv[i] += if x[i] == 0.0 { 0.0 } else { v * v };
+            }
         }
     }
-    xv.iter().sum::<f32>() / vv.iter().sum::<f32>()
+    let scale = xv.iter().sum::<f32>() / vv.iter().sum::<f32>();
+    for out in outs {
+        *out.scale = scale;
+    }
 }
 
 /// The bits of bipolar integers.

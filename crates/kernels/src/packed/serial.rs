@@ -12,7 +12,7 @@
 //! takes a count and a sum away and puts two ternary operations in their place: no fewer
 //! instructions, so it is not done.
 
-use super::layout::{B1, B2, B3, Format, GROUP, SLAB, STRIP};
+use super::layout::{B1, B2, B3, Format, PAIR, SLAB, STRIP};
 use super::quantized::{GroupBits, RowBlock};
 use super::scale_of;
 use crate::DType;
@@ -64,36 +64,37 @@ fn planes<F: Format>(slab: &[u8]) -> [[u32; STRIP]; 3] {
 fn multiply<F: Format, const Q: usize>(strip: &[u8], x: RowBlock<'_>, out: &mut [[f32; STRIP]]) {
     out[..x.height].fill([0.0; STRIP]);
     for (u, unit) in strip.chunks_exact(F::UNIT_BYTES).enumerate() {
-        for g in 0..F::UNIT / GROUP {
-            let group = u * (F::UNIT / GROUP) + g;
-            let mut w = [[[0; STRIP]; 3]; GROUP / SLAB];
-            for (half, w) in w.iter_mut().enumerate() {
-                *w = planes::<F>(&unit[(2 * g + half) * F::SLAB_BYTES..][..F::SLAB_BYTES]);
+        for pair in 0..F::UNIT / PAIR {
+            let block = u * (F::UNIT / PAIR) + pair;
+            let slabs = unit[pair * PAIR / SLAB * F::SLAB_BYTES..].chunks_exact(F::SLAB_BYTES);
+            let mut w = [[[0; STRIP]; 3]; PAIR / SLAB];
+            for (w, slab) in w.iter_mut().zip(slabs) {
+                *w = planes::<F>(slab);
             }
             for (row, out) in out.iter_mut().enumerate().take(x.height) {
-                let cell = group * x.height + row;
-                let bits: &GroupBits = &x.planes[cell];
+                let cell = |group: usize| (2 * block + group) * x.height + row;
+                let bits: [&GroupBits; 2] = [&x.planes[cell(0)], &x.planes[cell(1)]];
                 for (lane, out) in out.iter_mut().enumerate() {
                     let mut apart = 0;
-                    for (half, w) in w.iter().enumerate() {
+                    for (slab, w) in w.iter().enumerate() {
                         for (i, w) in w.iter().enumerate().take(F::BITS) {
-                            for (j, x) in bits.iter().enumerate().take(Q) {
-                                apart += (w[lane] ^ x[half]).count_ones() << (i + j);
+                            for (j, x) in bits[slab / 2].iter().enumerate().take(Q) {
+                                apart += (w[lane] ^ x[slab % 2]).count_ones() << (i + j);
                             }
                         }
                     }
                     let sum = whole::<F, Q>() - 2 * apart as i32;
-                    let t = sum as f32 * scale_of::<F>(unit, g, lane).0;
-                    *out = t.mul_add(x.scales[cell], *out);
+                    let t = sum as f32 * scale_of::<F>(unit, pair, lane).0;
+                    *out = t.mul_add(x.scales[cell(0)], *out);
                 }
             }
         }
     }
 }
 
-/// The sum of a group whose bits are all equal.
+/// The sum of a block whose bits are all equal.
 const fn whole<F: Format, const Q: usize>() -> i32 {
-    GROUP as i32 * ((1 << F::BITS) - 1) * ((1 << Q) - 1)
+    PAIR as i32 * ((1 << F::BITS) - 1) * ((1 << Q) - 1)
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -212,25 +213,27 @@ mod x86 {
             for line in unit.as_chunks::<64>().0 {
                 _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(AHEAD).cast());
             }
-            for g in 0..F::UNIT / GROUP {
-                let cell = (u * (F::UNIT / GROUP) + g) * x.height + row;
-                let slabs = &unit[2 * g * F::SLAB_BYTES..][..2 * F::SLAB_BYTES];
-                let w = [
-                    vector_planes::<F>(&slabs[..F::SLAB_BYTES]),
-                    vector_planes::<F>(&slabs[F::SLAB_BYTES..]),
-                ];
-                let s = scales::<F>(unit, F::SCALES, g, _mm512_setzero_ps());
+            for pair in 0..F::UNIT / PAIR {
+                let first = (u * (F::UNIT / PAIR) + pair) * 2 * x.height + row;
+                let slabs = &unit[pair * PAIR / SLAB * F::SLAB_BYTES..];
+                let mut w = [[_mm512_setzero_si512(); 3]; PAIR / SLAB];
+                for (slab, w) in w.iter_mut().enumerate() {
+                    *w = vector_planes::<F>(&slabs[slab * F::SLAB_BYTES..][..F::SLAB_BYTES]);
+                }
+                let s = scales::<F>(unit, F::SCALES, pair, _mm512_setzero_ps());
                 // The sum is halved, which is exact, and so is doubling the scale.
                 let s = _mm512_add_ps(s, s);
-                let (bits, scales) = (&x.planes[cell..][..M], &x.scales[cell..][..M]);
+                let scales = &x.scales[first..][..M];
+                let bits = [&x.planes[first..][..M], &x.planes[first + x.height..][..M]];
                 for m in 0..M {
                     // Counts by the power of two that they are worth.
                     let mut counts = [_mm512_setzero_si512(); 4];
-                    for half in 0..GROUP / SLAB {
+                    for slab in 0..PAIR / SLAB {
                         for i in 0..F::BITS {
                             for j in 0..Q {
-                                let x = _mm512_set1_epi32(bits[m][j][half] as i32);
-                                let apart = _mm512_popcnt_epi32(_mm512_xor_si512(w[half][i], x));
+                                let x = bits[slab / 2][m][j][slab % 2];
+                                let x = _mm512_set1_epi32(x as i32);
+                                let apart = _mm512_popcnt_epi32(_mm512_xor_si512(w[slab][i], x));
                                 counts[i + j] = _mm512_add_epi32(counts[i + j], apart);
                             }
                         }
