@@ -114,6 +114,8 @@ fn nearest(bits: usize, x: &[f32; BLOCK], scale: f32) -> [f32; BLOCK] {
 mod tests {
     use proptest::prelude::*;
 
+    use super::*;
+
     use crate::{DType, Grid, dequantize, quantize};
 
     /// The code of `2x + 1`, for a signed integer `x` of so many bits.
