@@ -463,6 +463,7 @@ fn failure(args: &Args, error: ShrinkError) -> Failure {
 fn chart(done: &Done) -> Chart {
     let grown = |loss: f64| loss.exp_m1() * 100.0;
     let frontier = done.plan.iter().flat_map(Plan::frontier);
+    let frontier = frontier.filter(|p| p.1 < 0.5);
     let expected = frontier.map(|(bytes, loss)| (bytes as f64 / 1e6, grown(loss)));
     let agreement = done.compared.agreement.as_ref();
     let found = agreement.map(|a| {
@@ -548,16 +549,19 @@ fn as_text(args: &Args, done: &Done, seconds: f64) -> String {
     }
     text.push('\n');
     if let Some(plan) = &done.plan {
-        let points = plan.frontier();
-        let grown = points.iter().map(|&(b, l)| (b as f64, l.exp_m1() * 100.0));
-        let grown: Vec<(f64, f64)> = grown.collect();
-        let ends = [points.first(), points.last()].map(|p| Bytes(p.map_or(0, |p| p.0)));
-        text.push_str(&format!(
-            "\nexpected growth of perplexity in %, from {} to {}, each value to the nearest:\n{}",
-            ends[0],
-            ends[1],
-            sparkline(&grown, 60)
-        ));
+        let grown = |&(bytes, loss): &(u64, f64)| (bytes as f64, loss.exp_m1() * 100.0);
+        let points: Vec<(f64, f64)> = plan.frontier().iter().map(grown).collect();
+        // Where nothing is left of a model, a curve would show nothing else.
+        let shown = points.iter().copied().filter(|p| p.1 <= 50.0);
+        let shown: Vec<(f64, f64)> = shown.collect();
+        if let [first, .., last] = &shown[..] {
+            text.push_str(&format!(
+                "\nexpected growth of perplexity in %, from {} to {}, each value to the nearest:\n{}",
+                Bytes(first.0 as u64),
+                Bytes(last.0 as u64),
+                sparkline(&shown, 60)
+            ));
+        }
     }
     text
 }

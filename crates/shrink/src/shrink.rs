@@ -197,6 +197,8 @@ pub fn shrink(
             least: LEAST_TOKENS,
         });
     }
+    let stored = |t: sedge_models::Tensor| t.dtype.bytes_for(t.values()).unwrap_or(0) as u64;
+    let bytes_in = file.tensors().map(stored).sum();
     let work = Work::open(output, &key(&file, types, text, options), options.anew)?;
     let has = |name: &str| file.has(name);
     let order = match options.activations {
@@ -271,7 +273,9 @@ pub fn shrink(
         file.set(&key, value);
     }
     change(&mut file);
-    let file = file.write(output, team, &mut |p| progress(Doing::Writing(p)))?;
+    let mut file = file.write(output, team, &mut |p| progress(Doing::Writing(p)))?;
+    // What was read, not what took its place.
+    file.bytes_in = bytes_in;
     work.remove()?;
     Ok(ShrinkReport {
         matrices,
