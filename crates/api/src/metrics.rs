@@ -487,7 +487,8 @@ fn adapter_text(engines: &[(&str, EngineStats)], out: &mut Text) {
 
 /// Memory of those engines whose models' sizes may change.
 fn memory_text(engines: &[(&str, EngineStats)], out: &mut Text) {
-    let families: [(&str, &str, fn(&StackMemory) -> u64); 4] = [
+    type Figure = fn(&StackMemory) -> u64;
+    let families: [(&str, &str, Figure); 4] = [
         ("sedge_weights_bytes", "Bytes of weights in memory.", |m| {
             m.bytes
         }),

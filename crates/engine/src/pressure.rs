@@ -85,16 +85,16 @@ impl Watch {
         let short = reading.stalled > STALLED || (reading.available as f64) < total * SCARCE;
         let left = reading.available.saturating_sub(part) as f64;
         let plentiful = reading.stalled < CALM && left > total * AMPLE;
-        if !plentiful {
-            self.calm = None;
-        }
-        let calm = *self.calm.get_or_insert(now);
+        self.calm = match plentiful {
+            true => self.calm.or(Some(now)),
+            false => None,
+        };
         let waited = |since: Option<Duration>, time: Duration| {
             since.is_none_or(|since| now.saturating_sub(since) >= time)
         };
         let target = if short && waited(self.changed, SETTLES) {
             memory.bytes.saturating_sub(part).max(memory.smallest)
-        } else if plentiful && waited(Some(calm), PATIENCE) && waited(self.changed, PATIENCE) {
+        } else if plentiful && waited(self.calm, PATIENCE) && waited(self.changed, PATIENCE) {
             memory.bytes.saturating_add(part).min(memory.largest)
         } else {
             return None;

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use half::f16;
+use indexmap::IndexMap;
 use sedge_formats::gguf::{Array, Gguf, TensorPlan, Value, write_to};
 use sedge_kernels::{KvPages, KvType, PAGE_TOKENS, Segment, StackBlock, Team};
 use sedge_models::{
@@ -71,8 +72,11 @@ fn order(matrices: usize) -> Vec<u32> {
         .collect()
 }
 
+/// Spoils a file before it is written.
+type Change<'a> = dyn Fn(&mut IndexMap<String, Value>, &mut Vec<StackedMatrix>) + 'a;
+
 /// The llama's file, its matrices as stacks; `change` may spoil it.
-fn file(change: &dyn Fn(&mut indexmap::IndexMap<String, Value>, &mut Vec<StackedMatrix>)) -> Bytes {
+fn file(change: &Change<'_>) -> Bytes {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("llama.gguf");
     convert(LLAMA.as_ref(), &path, None, &Team::new(1), &mut |_| {}).unwrap();
@@ -231,12 +235,11 @@ fn models_of_one_size_and_damaged_files_say_so() {
     assert_eq!(plain.set_memory(1 << 40), Err(MemoryError::NotStacked));
 
     let numbers = |numbers: Vec<u32>| Value::Array(Array::U32(numbers));
-    let refused =
-        |change: &dyn Fn(&mut indexmap::IndexMap<String, Value>, &mut Vec<StackedMatrix>)| {
-            let error = open_bytes(file(change), "stacked").unwrap_err();
-            assert!(matches!(error, OpenError::Tensor(_)), "{error}");
-            error.to_string()
-        };
+    let refused = |change: &Change<'_>| {
+        let error = open_bytes(file(change), "stacked").unwrap_err();
+        assert!(matches!(error, OpenError::Tensor(_)), "{error}");
+        error.to_string()
+    };
     let text = refused(&|metadata, _| {
         metadata.insert("sedge.stack.order".into(), numbers(vec![0, 0]));
     });
