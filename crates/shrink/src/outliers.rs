@@ -136,7 +136,7 @@ pub(crate) fn reorder(
     let layer = layers.layer();
     let is = |site: &Site, parts: &[&str]| {
         let named = |part: &&str| site.tensor == format!("blk.{layer}.{part}.weight");
-        parts.iter().any(|part| named(&part))
+        parts.iter().any(named)
     };
     for (index, site) in layers.sites().iter().enumerate() {
         let writes = is(site, &["attn_output", "ffn_down"]);
