@@ -8,6 +8,7 @@ pub mod load;
 mod peer;
 mod perplexity;
 mod plot;
+mod products;
 mod speed;
 
 pub use agreement::{Agreement, agreement, agreement_between};
@@ -16,4 +17,5 @@ pub use hub::{BenchHub, write_weights};
 pub use peer::{PeerError, PeerFigure, read_peer};
 pub use perplexity::{Count, Perplexity, PerplexityError, PerplexityOptions, perplexity, score};
 pub use plot::{Chart, Line, line_plot, sparkline};
-pub use speed::{Spread, Task, time, time_of};
+pub use products::{ProductCase, ProductFigure, ProductOptions, products};
+pub use speed::{Spread, Task, fill, generate, time, time_of};

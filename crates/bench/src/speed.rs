@@ -124,6 +124,46 @@ pub fn time_of(executor: &mut dyn Executor, task: Task, variants: &[Variant]) ->
     }
 }
 
+/// Gives each sequence of a [`Task::Generate`] what comes before: the prompt is computed once, and
+/// its pages are copied to the others', which are read as others are.
+///
+/// # Panics
+/// As [`time`].
+pub fn fill(executor: &mut dyn Executor, task: Task) {
+    let Task::Generate { depth, batch, .. } = task else {
+        return;
+    };
+    let mut run = Run::new(executor, task);
+    run.prompt(0, depth);
+    let from = run.pages_of(0);
+    for sequence in 1..batch {
+        for (from, to) in from.clone().zip(run.pages_of(sequence)) {
+            run.executor.copy_page(from, to);
+        }
+    }
+}
+
+/// Times the generation of a task whose sequences are [filled](fill): of this task, or of one with
+/// more of the same sequences.
+///
+/// # Panics
+/// As [`time`].
+pub fn generate(executor: &mut dyn Executor, task: Task) -> Duration {
+    let start = Instant::now();
+    if let Task::Generate {
+        tokens,
+        depth,
+        batch,
+    } = task
+    {
+        let mut run = Run::new(executor, task);
+        for position in depth..depth + tokens {
+            run.generate(position, batch);
+        }
+    }
+    start.elapsed()
+}
+
 struct Run<'a> {
     executor: &'a mut dyn Executor,
     vocab: usize,
@@ -245,6 +285,7 @@ mod tests {
     /// Checks that every batch fits together, and says token 3.
     struct Checker {
         computed: usize,
+        copied: Vec<(u32, u32)>,
         pages: usize,
     }
 
@@ -259,6 +300,10 @@ mod tests {
                 pooling: Default::default(),
                 members: 1,
             }
+        }
+
+        fn copy_page(&mut self, from: u32, to: u32) {
+            self.copied.push((from, to));
         }
 
         fn forward(&mut self, batch: &Batch, out: &mut Outputs) {
@@ -312,11 +357,33 @@ mod tests {
         ] {
             let mut checker = Checker {
                 computed: 0,
+                copied: Vec::new(),
                 pages: task.pages(),
             };
             time(&mut checker, task);
             assert_eq!(checker.computed, computed, "{task}");
         }
+    }
+
+    #[test]
+    fn sequences_are_filled_once_and_generate_as_often_as_asked() {
+        let task = |batch| Task::Generate {
+            tokens: 5,
+            depth: 40,
+            batch,
+        };
+        let mut checker = Checker {
+            computed: 0,
+            copied: Vec::new(),
+            pages: task(3).pages(),
+        };
+        fill(&mut checker, task(3));
+        assert_eq!(checker.computed, 40);
+        let copies = [(0, 3), (1, 4), (2, 5), (0, 6), (1, 7), (2, 8)];
+        assert_eq!(checker.copied, copies);
+        generate(&mut checker, task(3));
+        generate(&mut checker, task(2));
+        assert_eq!(checker.computed, 40 + 15 + 10);
     }
 
     #[test]

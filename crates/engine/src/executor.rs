@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use sedge_kernels::{KvPages, KvType, Team};
 use sedge_models::config::Pooling;
-use sedge_models::{Batch, Outputs, SharedModel, Workspace};
+use sedge_models::{Batch, Model, Outputs, SharedModel, Workspace};
 
 /// What the engine must know of a model to plan for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,7 +93,8 @@ pub struct CpuExecutor {
 
 impl CpuExecutor {
     /// Takes `pages` pages of 16 tokens for all sequences together. `context` bounds a sequence;
-    /// it is at most what the model allows. An encoder keeps no pages.
+    /// it is at most what the model allows. An encoder keeps no pages. For keys and values of 4
+    /// bits, a batch is computed to [know their means](sedge_models::Decoder::kv_centre).
     pub fn new(
         model: Arc<SharedModel>,
         team: Team,
@@ -104,8 +105,11 @@ impl CpuExecutor {
         let first = model.get();
         let config = first.config();
         let pages = if config.bidirectional() { 0 } else { pages };
-        let kv = KvPages::new(config.layers.len(), pages, config.kv_shape(), kv);
+        let mut kv = KvPages::new(config.layers.len(), pages, config.kv_shape(), kv);
         let context = context.min(config.context);
+        if let (KvType::Q4, Model::Decoder(decoder)) = (kv.kv_type(), &*first) {
+            kv = kv.with_centre(decoder.kv_centre(&team, context));
+        }
         CpuExecutor {
             model,
             team,
@@ -114,6 +118,13 @@ impl CpuExecutor {
             context,
             used: 0,
         }
+    }
+
+    /// The same with keys and values rotated before they are stored, or not, whatever is usual
+    /// for their type: what [`KvPages::with_rotation`] says. To be called before the first batch.
+    pub fn with_kv_rotation(mut self, rotated: bool) -> CpuExecutor {
+        self.kv = self.kv.with_rotation(rotated);
+        self
     }
 }
 

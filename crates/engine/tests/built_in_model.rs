@@ -5,12 +5,13 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use sedge_engine::{
-    Constraint, CpuExecutor, Engine, EngineConfig, EngineStats, Event, FinishReason, Output,
-    Request, Sampling,
+    Constraint, CpuExecutor, Engine, EngineConfig, EngineStats, Event, FinishReason, HostConfig,
+    Output, Prefixes, Request, Sampling,
 };
 use sedge_formats::tokenizer::Tokenizer;
 use sedge_kernels::{KvType, Team};
 use sedge_models::{Model, SharedModel};
+use sedge_tiers::LinkConfig;
 
 static SEEDLING: LazyLock<(Arc<Model>, Arc<Tokenizer>)> = LazyLock::new(|| {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/seedling/seedling.gguf");
@@ -22,14 +23,13 @@ static SEEDLING: LazyLock<(Arc<Model>, Arc<Tokenizer>)> = LazyLock::new(|| {
 });
 
 fn engine(pages: usize, config: EngineConfig) -> Engine {
+    engine_with(KvType::F16, pages, config)
+}
+
+fn engine_with(kv: KvType, pages: usize, config: EngineConfig) -> Engine {
     let (model, tokenizer) = &*SEEDLING;
-    let executor = CpuExecutor::new(
-        SharedModel::new(model.clone()),
-        Team::new(2),
-        KvType::F16,
-        pages,
-        512,
-    );
+    let model = SharedModel::new(model.clone());
+    let executor = CpuExecutor::new(model, Team::new(2), kv, pages, 512);
     Engine::start(Box::new(executor), Some(tokenizer.clone()), config)
 }
 
@@ -119,6 +119,34 @@ fn sixteen_neighbours_change_no_token_nor_do_chunks_and_preemption() {
         ..EngineConfig::default()
     };
     assert!(run(14, tight).preempted > 0);
+}
+
+#[test]
+fn pages_of_4_bits_come_back_from_the_second_tier_as_they_went() {
+    let alone = engine_with(KvType::Q4, 64, EngineConfig::default());
+    let expected: Vec<_> = QUESTIONS
+        .iter()
+        .map(|q| read(alone.submit(long(q)).unwrap()))
+        .collect();
+    let mut config = EngineConfig::default();
+    // What an answer leaves is computed as an answer; only prompts are as a prompt would be.
+    config.cache.prefixes = Prefixes::Prompts;
+    config.cache.group = 1;
+    config.cache.host = Some(HostConfig {
+        pages: 200,
+        link: LinkConfig::default(),
+        overlap: false,
+        delta: true,
+    });
+    // Room for one or two, so that each one's pages must go before it is asked again.
+    let engine = engine_with(KvType::Q4, 8, config);
+    for _ in 0..2 {
+        for (question, expected) in QUESTIONS.iter().zip(&expected) {
+            assert_eq!(&read(engine.submit(long(question)).unwrap()), expected);
+        }
+    }
+    let stats = engine.stats().cache;
+    assert!(stats.bytes_out > 0 && stats.bytes_in > 0, "{stats:?}");
 }
 
 #[test]

@@ -66,7 +66,7 @@ fn main() {
                     .collect();
                 let mut q = Activations::default();
                 let mut out = vec![0.0; m * n];
-                q.fill(&team, &x, k, m, w.forms());
+                q.fill(&team, &x, k, m, w.forms(None));
                 let time = best(|| {
                     let out = &mut out;
                     products(
@@ -90,7 +90,7 @@ fn main() {
                 let x = vec![0.25; m * k];
                 let mut q = Activations::default();
                 let mut out = vec![0.0; m * n];
-                q.fill(&team, &x, k, 0, w.forms());
+                q.fill(&team, &x, k, 0, w.forms(None));
                 let time = best(|| {
                     let product = Product {
                         weight: w,
@@ -113,9 +113,9 @@ fn main() {
         };
         let x = vec![0.5; 512 * 2048];
         let mut q = Activations::default();
-        let time = best(|| q.fill(&team, &x, 2048, 512, codes));
+        let time = best(|| q.fill(&team, &x, 2048, 512, codes.clone()));
         println!("  quantising 512 × 2048: {:.0} µs", time * 1e6);
-        let time = best(|| q.fill(&team, &x[..2048], 2048, 1, codes));
+        let time = best(|| q.fill(&team, &x[..2048], 2048, 1, codes.clone()));
         println!("  quantising 1 × 2048: {:.2} µs", time * 1e6);
         let empty = best(|| (0..1000).for_each(|_| team.run(2, &|_| {})));
         println!("  an empty job takes {:.2} µs", empty * 1e3);

@@ -1,8 +1,9 @@
-//! Blocks of quantised values: ggml's layouts, decoded and encoded.
+//! Blocks of quantised values: ggml's layouts and Sedge's bipolar ones, decoded and encoded.
 //! Decoding never fails on bit patterns: every block of the right size has a value.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
+pub(crate) mod bipolar;
 mod decode;
 mod encode;
 pub(crate) mod grid;

@@ -1,5 +1,6 @@
 //! The types that tensors are stored in.
-//! Block types follow ggml's layouts byte for byte, so that a GGUF file is used as it is mapped.
+//! Block types follow ggml's layouts byte for byte, so that a GGUF file is used as it is mapped;
+//! `b1` to `b8` are Sedge's own (`block/bipolar.rs`).
 
 /// How a tensor's values are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -20,11 +21,19 @@ pub enum DType {
     Q6K,
     Iq4Nl,
     Iq4Xs,
+    B1,
+    B2,
+    B3,
+    B4,
+    B5,
+    B6,
+    B7,
+    B8,
 }
 
 impl DType {
     /// Every type, in a stable order.
-    pub const ALL: [DType; 15] = [
+    pub const ALL: [DType; 23] = [
         DType::F32,
         DType::F16,
         DType::BF16,
@@ -40,6 +49,14 @@ impl DType {
         DType::Q6K,
         DType::Iq4Nl,
         DType::Iq4Xs,
+        DType::B1,
+        DType::B2,
+        DType::B3,
+        DType::B4,
+        DType::B5,
+        DType::B6,
+        DType::B7,
+        DType::B8,
     ];
 
     /// `(name, values per block, bytes per block)`.
@@ -60,7 +77,45 @@ impl DType {
             DType::Q6K => ("q6_k", 256, 210),
             DType::Iq4Nl => ("iq4_nl", 32, 18),
             DType::Iq4Xs => ("iq4_xs", 256, 136),
+            DType::B1 => ("b1", 128, 18),
+            DType::B2 => ("b2", 128, 34),
+            DType::B3 => ("b3", 128, 50),
+            DType::B4 => ("b4", 128, 66),
+            DType::B5 => ("b5", 128, 82),
+            DType::B6 => ("b6", 128, 98),
+            DType::B7 => ("b7", 128, 114),
+            DType::B8 => ("b8", 128, 130),
         }
+    }
+
+    /// Bits of a value of the bipolar types; `None` for others.
+    pub const fn bipolar_bits(self) -> Option<usize> {
+        Some(match self {
+            DType::B1 => 1,
+            DType::B2 => 2,
+            DType::B3 => 3,
+            DType::B4 => 4,
+            DType::B5 => 5,
+            DType::B6 => 6,
+            DType::B7 => 7,
+            DType::B8 => 8,
+            _ => return None,
+        })
+    }
+
+    /// The bipolar type of so many bits, from 1 to 8.
+    pub const fn bipolar(bits: usize) -> Option<DType> {
+        Some(match bits {
+            1 => DType::B1,
+            2 => DType::B2,
+            3 => DType::B3,
+            4 => DType::B4,
+            5 => DType::B5,
+            6 => DType::B6,
+            7 => DType::B7,
+            8 => DType::B8,
+            _ => return None,
+        })
     }
 
     /// Lower-case name, as the command line takes and prints it.

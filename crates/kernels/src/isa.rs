@@ -5,6 +5,8 @@ use std::sync::OnceLock;
 use crate::DType;
 use crate::attention::Work;
 use crate::block;
+use crate::hadamard;
+use crate::kv::nibbles;
 use crate::low_rank;
 use crate::matmul::{Tiles, strided_tile};
 use crate::simd::{Pair, Portable};
@@ -28,6 +30,10 @@ pub(crate) struct Isa {
     pub(crate) tiles: Tiles,
     /// Attention of a few queries over one head's pages.
     pub(crate) attend: fn(&Work<'_>, &mut Vec<f32>),
+    /// [`hadamard::turn`]; every set has the same bits.
+    pub(crate) hadamard: fn(&mut [f32]),
+    /// [`nibbles::four_bits`]; every set has the same bits.
+    pub(crate) four_bits: fn(&[f32], &mut [u8; nibbles::GROUP]) -> u32,
     /// Low-rank terms of a few rows.
     pub(crate) low_rank: fn(&low_rank::Work<'_>, &[u8], &mut Vec<f32>),
     /// `gate = silu(gate) · up`.
@@ -67,6 +73,8 @@ pub(crate) static PORTABLE: Isa = Isa {
         out
     )),
     attend: |w, scratch| crate::attention::work(Pair(Portable), w, scratch),
+    hadamard: |x| hadamard::turn(Pair(Portable), x),
+    four_bits: nibbles::four_bits,
     low_rank: |w, next, narrow| low_rank::work(Pair(Portable), w, next, narrow),
     silu_mul: |gate, up| crate::elementwise::silu_mul_lanes(Portable, gate, up),
     gelu_mul: |gate, up| crate::elementwise::gelu_mul_lanes(Portable, gate, up),
@@ -110,12 +118,14 @@ mod avx2 {
     pub(super) static AVX2: Isa = Isa {
         decode: |dtype, bytes, out| unsafe { block::avx2::decode(dtype, bytes, out) },
         fit: |shape, x, importance| unsafe { fit(shape, x, importance) },
-        round_spreading: |grids, x, spread, codes, errors| unsafe {
-            round_spreading(grids, x, spread, codes, errors)
+        round_spreading: |grid, x, spread, codes, errors| unsafe {
+            round_spreading(grid, x, spread, codes, errors)
         },
         dot4: Some(|dtype, rows, x| unsafe { block::avx2::dot4(dtype, rows, x) }),
         tiles: tiles!(|x, xs, w, ws, k, out| unsafe { tile::<M, N>(x, xs, w, ws, k, out) }),
         attend: |w, scratch| unsafe { attend(w, scratch) },
+        hadamard: |x| unsafe { hadamard(x) },
+        four_bits: |x, codes| unsafe { four_bits(x, codes) },
         low_rank: |w, next, narrow| unsafe { low_rank(w, next, narrow) },
         silu_mul: |gate, up| unsafe { silu_mul(gate, up) },
         gelu_mul: |gate, up| unsafe { gelu_mul(gate, up) },
@@ -129,13 +139,13 @@ mod avx2 {
 
     #[target_feature(enable = "avx2,fma,f16c")]
     fn round_spreading(
-        grids: &[Grid],
+        grid: &Grid,
         x: &mut [f32],
         spread: (&[f32], usize),
         codes: &mut [u8],
         errors: &mut [f32],
     ) {
-        block::grid::round_spreading(grids, x, spread, codes, errors);
+        block::grid::round_spreading(grid, x, spread, codes, errors);
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -153,6 +163,16 @@ mod avx2 {
     #[target_feature(enable = "avx2,fma,f16c")]
     fn attend(w: &Work<'_>, scratch: &mut Vec<f32>) {
         crate::attention::work(Pair(Avx2::here()), w, scratch);
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn hadamard(x: &mut [f32]) {
+        hadamard::turn(Pair(Avx2::here()), x);
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn four_bits(x: &[f32], codes: &mut [u8; nibbles::GROUP]) -> u32 {
+        nibbles::four_bits(x, codes)
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -189,6 +209,10 @@ mod avx512 {
             // SAFETY: only made where the set has been detected.
             attend: |w, scratch| unsafe { attend(w, scratch) },
             // SAFETY: as above.
+            hadamard: |x| unsafe { hadamard(x) },
+            // SAFETY: as above.
+            four_bits: |x, codes| unsafe { four_bits(x, codes) },
+            // SAFETY: as above.
             low_rank: |w, next, narrow| unsafe { low_rank(w, next, narrow) },
             ..*base
         }))
@@ -197,6 +221,16 @@ mod avx512 {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     fn attend(w: &Work<'_>, scratch: &mut Vec<f32>) {
         crate::attention::work(Avx512::here(), w, scratch);
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn hadamard(x: &mut [f32]) {
+        hadamard::turn(Avx512::here(), x);
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn four_bits(x: &[f32], codes: &mut [u8; nibbles::GROUP]) -> u32 {
+        nibbles::four_bits(x, codes)
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]

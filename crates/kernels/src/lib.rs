@@ -18,6 +18,7 @@ mod block;
 mod dtype;
 mod elementwise;
 mod factor;
+mod hadamard;
 mod isa;
 mod kv;
 mod large_pages;
@@ -41,14 +42,14 @@ pub use block::{CodecError, Grid, dequantize, quantize};
 pub use dtype::DType;
 pub use elementwise::{add_assign, add_bias, gelu, gelu_mul, scale, silu_mul, softcap};
 pub use factor::Factor;
-pub use kv::{KvPages, KvShape, KvType, PAGE_TOKENS};
+pub use kv::{KvCentre, KvPages, KvShape, KvType, PAGE_TOKENS};
 pub use low_rank::{LowRankTerm, add_low_rank};
 pub use matmul::matmul;
 pub use matrix::{Matrix, MatrixError};
 pub use norm::{layer_norm, rms_norm, rms_norm_in_place};
 pub use packed::{
-    Activations, Forms, PACKED_VERSION, Packed, Product, gated_product, packed_kernels, packs,
-    products, rounds_fast,
+    ActivationBits, Activations, BitsError, Forms, PACKED_VERSION, Packed, Product, gated_product,
+    packed_kernels, packs, products, rounds_fast, vector_products,
 };
 pub use peak::{Peak, bf16_peak, f32_peak, int8_peak, read_bandwidth};
 pub use rotary::{RopeStyle, rotate};

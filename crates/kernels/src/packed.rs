@@ -8,7 +8,7 @@
 //! their order does not matter; what is rounded is fixed, for each output, by this sequence:
 //!
 //! ```text
-//! for each group of 64 columns:
+//! for each group of 64 columns:                    of 128 where blocks are of 128
 //!     t = 0
 //!     for each block of the group:
 //!         t = fma(Σ code·x, scale, t)              Σ over the block, exact, (code − zero) · x
@@ -29,6 +29,7 @@ mod amx_rounded;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod bits;
 mod choice;
 pub(crate) mod codes;
 pub(crate) mod halves;
@@ -39,13 +40,15 @@ mod portable;
 mod product;
 mod quantized;
 mod rounded;
+mod serial;
 mod share;
 #[cfg(test)]
 mod tests;
 
 pub use activations::{Activations, Forms};
+pub use bits::{ActivationBits, BitsError};
 pub use kernels::{packed_kernels, rounds_fast};
-pub use product::{Product, gated_product, products};
+pub use product::{Product, gated_product, products, vector_products};
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -116,7 +119,7 @@ impl Packed {
         }
         let types = stored.iter().map(|w| w.dtype());
         for dtype in types.filter(|d| !is_half(*d)) {
-            choice::choice(dtype); // measured now, not in the first step
+            choice::choice(dtype, 8); // measured now, not in the first step
         }
         Ok(Bytes::from_owner(memory).slice(..total))
     }
@@ -151,7 +154,7 @@ impl Packed {
     /// A matrix whose strips are rebuilt from a stack's blocks where they are read. Its values are
     /// those of the stack, rounded to the codes of q8_0.
     pub fn stacked(stack: Arc<Stack>) -> Packed {
-        choice::choice(DType::Q8_0); // measured now, not in the first step
+        choice::choice(DType::Q8_0, 8); // measured now, not in the first step
         Packed {
             dtype: DType::Q8_0,
             rows: stack.rows(),
@@ -227,17 +230,30 @@ impl Packed {
         });
     }
 
-    /// In which forms a product reads the rows of activations that are not rounded.
-    pub fn forms(&self) -> Forms {
+    /// In which forms a product reads the rows of activations that are not rounded, quantised to
+    /// so many bits if it says so.
+    pub fn forms(&self, bits: Option<&ActivationBits>) -> Forms {
         let floats = is_half(self.dtype);
         Forms {
             codes: !floats,
             floats,
             few: match floats {
                 true => 0,
-                false => choice::choice(self.dtype).unfilled(),
+                false => choice::choice(self.dtype, choice::bits_of(bits)).unfilled(),
             },
+            bits: bits.cloned(),
+            pairs: self.dtype.bipolar_bits().is_some(),
         }
+    }
+
+    /// The name of the kernels that multiply so many rows of integers of so many bits with it.
+    pub fn kernels(&self, rows: usize, bits: Option<&ActivationBits>) -> &'static str {
+        if is_half(self.dtype) {
+            return kernels().name;
+        }
+        let choice = choice::choice(self.dtype, choice::bits_of(bits));
+        let few = rows <= choice.few_rows || choice.few_rows == quantized::BLOCK_ROWS;
+        if few { choice.few } else { choice.many }.name
     }
 
     pub(crate) fn strips(&self) -> usize {
@@ -368,7 +384,7 @@ fn pack_scales<F: Format>(units: &[RowUnit; STRIP], out: &mut [u8]) {
     for block in 0..F::UNIT / F::BLOCK {
         units.iter().for_each(|u| put(u.scales[block], bytes));
     }
-    if F::MINIMA {
+    if F::MINIMA && !F::CENTRED {
         for block in 0..F::UNIT / F::BLOCK {
             units.iter().for_each(|u| put(u.minima[block], bytes));
         }
@@ -390,8 +406,12 @@ pub(crate) fn scale_of<F: Format>(unit: &[u8], block: usize, lane: usize) -> (f3
             half(start + 2 * at)
         }
     };
+    let scale = part(F::SCALES, 0);
+    if F::CENTRED {
+        return (2.0 * scale, -scale);
+    }
     let minimum = if F::MINIMA { part(F::MINIMUMS, 1) } else { 0.0 };
-    (part(F::SCALES, 0), minimum)
+    (scale, minimum)
 }
 
 /// The code of one row and column of a slab.
@@ -404,6 +424,9 @@ pub(crate) fn code_of<F: Format>(slab: &[u8], column: usize, lane: usize) -> u8 
         code |= (slab[at] >> (group / width * width) & mask) << below;
         start += width * 64;
         below += width;
+    }
+    if F::DOUBLED {
+        code *= 2;
     }
     if F::CODEBOOK {
         code = (crate::block::IQ4[usize::from(code)] as u8) ^ 0x80;

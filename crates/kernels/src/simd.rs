@@ -47,6 +47,21 @@ pub(crate) trait Simd: Copy {
     fn if_less(self, a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V;
     /// `2ⁿ` of whole numbers from −126 to 127; 0 of −127, infinity of 128.
     fn exp2_whole(self, n: Self::V) -> Self::V;
+    /// Where a lane's number has the bit `STRIDE`, the lane without it minus this one; elsewhere
+    /// the sum of the two.
+    #[inline(always)]
+    fn butterfly<const STRIDE: usize>(self, v: Self::V) -> Self::V {
+        let mut from = [0.0; LANES];
+        self.store(v, &mut from);
+        let mut to = [0.0; LANES];
+        for (i, to) in to.iter_mut().enumerate() {
+            *to = match i & STRIDE {
+                0 => from[i] + from[i ^ STRIDE],
+                _ => from[i ^ STRIDE] - from[i],
+            };
+        }
+        self.load(&to)
+    }
     /// Sums of the lanes of four vectors, each `((0+1)+(2+3)) + ((4+5)+(6+7))`.
     fn sum4(self, v: [Self::V; 4]) -> [f32; 4];
 

@@ -466,7 +466,7 @@ mod tests {
             let product = |x: &[f32], threads: usize| {
                 let team = Team::new(threads);
                 let mut converted = Activations::default();
-                converted.fill(&team, x, cols, x.len() / cols, packed.forms());
+                converted.fill(&team, x, cols, x.len() / cols, packed.forms(None));
                 let mut out = vec![f32::NAN; x.len() / cols * rows];
                 let product = Product { weight: &packed, bias: None, out: &mut out, add: false };
                 products(&team, &converted, &mut [product]);

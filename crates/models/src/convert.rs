@@ -90,7 +90,7 @@ pub struct ConvertReport {
 
 /// Rewrites the checkpoint at `input` as the GGUF file `output`, weights as `dtype` or as they are.
 ///
-/// Norms, biases and routers stay f32. With a 4-bit type the output head is q6_k (or q8_0), which
+/// Norms, biases and routers stay f32. With a type of 4 bits or fewer the output head is q6_k (or q8_0), which
 /// costs little and keeps much. The file appears whole or not at all.
 ///
 /// # Errors
@@ -410,7 +410,7 @@ impl<'a> Part<'a> {
 
     fn with_better_head(mut self, wanted: Option<DType>, tied: bool) -> Part<'a> {
         let head = self.name == "output.weight" || (tied && self.name == "token_embd.weight");
-        if head && wanted.is_some_and(|d| d.block_bytes() * 8 < 5 * d.block_len()) {
+        if head && wanted.is_some_and(has_better_head) {
             self.to = fitting(DType::Q6K, self.cols());
             self.head = true;
         }
@@ -557,6 +557,11 @@ pub(crate) fn halves_row(row: usize, head: usize) -> usize {
     h * head + i / 2 + (i % 2) * (head / 2)
 }
 
+/// Types of so few bits that the output head, from which logits come straight, is worth more.
+pub(crate) fn has_better_head(wanted: DType) -> bool {
+    wanted.block_bytes() * 8 < 5 * wanted.block_len()
+}
+
 /// The wanted type, or the nearest whose blocks a row fills.
 pub(crate) fn fitting(wanted: DType, cols: usize) -> DType {
     [wanted, DType::Q8_0, DType::F16]
@@ -577,7 +582,7 @@ pub(crate) fn commonest(parts: &[Part]) -> Option<DType> {
     DType::ALL.into_iter().max_by_key(|&d| bytes(d))
 }
 
-/// llama.cpp's number for a file that is mostly of one type.
+/// llama.cpp's number for a file that is mostly of one type; of Sedge's own types their number.
 pub(crate) fn file_type(dtype: DType) -> u32 {
     match dtype {
         DType::F32 => 0,
@@ -595,6 +600,14 @@ pub(crate) fn file_type(dtype: DType) -> u32 {
         DType::Iq4Nl => 25,
         DType::Iq4Xs => 30,
         DType::BF16 => 32,
+        DType::B1 => 1001,
+        DType::B2 => 1002,
+        DType::B3 => 1003,
+        DType::B4 => 1004,
+        DType::B5 => 1005,
+        DType::B6 => 1006,
+        DType::B7 => 1007,
+        DType::B8 => 1008,
     }
 }
 

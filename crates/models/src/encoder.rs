@@ -66,9 +66,12 @@ impl Encoder {
             })
         };
         let linear = |name: &str, rows: usize, cols: usize| -> Result<Linear, TensorError> {
-            let weight = t.matrix(&format!("{name}.weight"), rows, cols)?;
-            let bias = t.maybe_vector(&format!("{name}.bias"), rows)?;
-            Ok(Linear::new(weight.into(), bias))
+            let weight = format!("{name}.weight");
+            Ok(Linear {
+                activation_bits: t.activation_bits(&weight, cols)?,
+                bias: t.maybe_vector(&format!("{name}.bias"), rows)?,
+                ..t.matrix(&weight, rows, cols)?.into()
+            })
         };
         let layer = |i: usize| -> Result<EncoderLayer, TensorError> {
             let name = |part: &str| format!("blk.{i}.{part}");

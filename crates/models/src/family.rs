@@ -250,9 +250,11 @@ fn of_gated(g: &mut Gated) -> [Place<'_>; 3] {
 }
 
 impl Linear {
-    /// Whether both are the same memory, and equal biases.
+    /// Whether both are the same memory, with equal biases and activations of equal bits.
     fn is(&self, other: &Linear) -> bool {
-        self.weight.is(&other.weight) && self.bias == other.bias
+        self.weight.is(&other.weight)
+            && self.bias == other.bias
+            && self.activation_bits == other.activation_bits
     }
 }
 

@@ -1,9 +1,10 @@
-//! What a layer's products read: the same rows as f32 for stored weights, as 8-bit integers or
-//! bfloat16 for packed ones, each made once.
+//! What a layer's products read: the same rows as f32 for stored weights, as integers or
+//! bfloat16 for packed ones, each made once. Where the file says that activations have fewer than
+//! 8 bits, all rows are integers of so many, and what stored weights read is rounded alike.
 
 use sedge_kernels::{
-    Activations, Forms, Product, Team, add_assign, add_bias, gated_product, gelu_mul, matmul,
-    products, silu_mul,
+    ActivationBits, Activations, Forms, Product, Team, Weight, add_assign, add_bias, gated_product,
+    gelu_mul, matmul, products, silu_mul,
 };
 
 use crate::changed::{ChangeWork, Changed, Changes, add_terms, change, scale_inputs};
@@ -26,6 +27,8 @@ impl Activation {
 pub(crate) struct Input<'a> {
     rows: usize,
     plain: &'a [f32],
+    /// What stored weights read: the same, unless activations have fewer bits.
+    stored: &'a [f32],
     converted: &'a Activations,
     integers: usize,
 }
@@ -45,13 +48,65 @@ pub(crate) struct Read<'a> {
     pub(crate) out: &'a mut [f32],
 }
 
-/// The forms that packed readers want; `None` if there are none.
-fn forms(readers: &[&Linear]) -> Option<Forms> {
-    let packed = readers.iter().filter_map(|r| match &r.weight {
-        sedge_kernels::Weight::Packed(w) => Some(w.forms()),
-        sedge_kernels::Weight::Stored(_) => None,
-    });
-    packed.reduce(|a, b| a | b)
+/// What some readers want.
+struct Wanted {
+    /// Bits of activations, if not 8.
+    bits: Option<ActivationBits>,
+    /// The forms that packed ones want; `None` if there are none.
+    forms: Option<Forms>,
+    /// Whether there are stored ones.
+    stored: bool,
+    /// Whether some are bipolar, with blocks of two groups of activations.
+    pairs: bool,
+    /// Whether all rows are integers, those of prompts too.
+    integers: bool,
+}
+
+impl Wanted {
+    fn by(readers: &[&Linear]) -> Wanted {
+        let bits = bits(readers);
+        let packed = readers.iter().filter_map(|r| match &r.weight {
+            Weight::Packed(w) => Some(w.forms(bits.as_ref())),
+            Weight::Stored(_) => None,
+        });
+        let forms = packed.reduce(|a, b| a | b);
+        let stored = readers.iter().any(|r| !r.weight.is_packed());
+        Wanted {
+            bits,
+            forms,
+            stored,
+            pairs: readers.iter().any(|r| bipolar(r)),
+            integers: integers(readers),
+        }
+    }
+
+    /// How many of the rows are not rounded to bfloat16, the rest being so for speed alone.
+    fn exact(&self, rows: Rows) -> usize {
+        match self.integers {
+            true => rows.all,
+            false => rows.integers,
+        }
+    }
+}
+
+fn bipolar(linear: &Linear) -> bool {
+    linear.weight.dtype().bipolar_bits().is_some()
+}
+
+/// Whether some matrices read integers alone: because their activations have fewer bits than 8,
+/// which a rounding to bfloat16 would ignore, or because all are bipolar, whose products of
+/// integers are the faster ones for many rows too.
+fn integers(readers: &[&Linear]) -> bool {
+    bits(readers).is_some() || readers.iter().all(|r| bipolar(r))
+}
+
+/// The bits of activations that some matrices share.
+fn bits(readers: &[&Linear]) -> Option<ActivationBits> {
+    let (first, rest) = readers.split_first()?;
+    let first = first.activation_bits.clone();
+    rest.iter().fold(first, |bits, r| {
+        ActivationBits::finest(bits.as_ref(), r.activation_bits.as_ref())
+    })
 }
 
 impl<'a> Input<'a> {
@@ -64,12 +119,20 @@ impl<'a> Input<'a> {
         converted: &'a mut Activations,
     ) -> Input<'a> {
         let cols = readers[0].weight.cols();
-        if let Some(forms) = forms(readers) {
-            converted.fill(team, x, cols, integers, forms);
+        let (wanted, all) = (Wanted::by(readers), x.len() / cols);
+        if let Some(forms) = &wanted.forms {
+            let exact = wanted.exact(Rows { all, integers });
+            converted.fill(team, x, cols, exact, forms.clone());
         }
+        let coarse = wanted.bits.as_ref().filter(|_| wanted.stored);
+        if let Some(bits) = coarse {
+            converted.coarsen(team, x, cols, (bits, wanted.pairs));
+        }
+        let converted = &*converted;
         Input {
-            rows: x.len() / cols,
+            rows: all,
             plain: x,
+            stored: coarse.map_or(x, |_| converted.coarse()),
             converted,
             integers,
         }
@@ -87,24 +150,26 @@ impl<'a> Input<'a> {
         keep: bool,
     ) -> Input<'a> {
         let cols = readers[0].weight.cols();
-        let packed = readers.iter().all(|r| r.weight.is_packed());
         let keep = keep || readers.iter().any(|r| r.watch.is_some());
-        if let (true, Some(forms)) = (packed, forms(readers)) {
-            let shape = (rows.all, cols);
-            if keep {
-                let plain = sized(plain, rows.all * cols);
-                converted.fill_kept(team, shape, rows.integers, forms, make, plain);
-                return Input {
-                    rows: rows.all,
-                    plain,
-                    converted,
-                    integers: rows.integers,
-                };
-            }
-            converted.fill_with(team, shape, rows.integers, forms, make);
+        let wanted = Wanted::by(readers);
+        if let (false, Some(forms)) = (wanted.stored, &wanted.forms) {
+            let (shape, exact) = ((rows.all, cols), wanted.exact(rows));
+            let forms = forms.clone();
+            let plain = match keep {
+                true => {
+                    let plain = sized(plain, rows.all * cols);
+                    converted.fill_kept(team, shape, exact, forms, make, plain);
+                    &*plain
+                }
+                false => {
+                    converted.fill_with(team, shape, exact, forms, make);
+                    &[]
+                }
+            };
             return Input {
                 rows: rows.all,
-                plain: &[],
+                plain,
+                stored: &[],
                 converted,
                 integers: rows.integers,
             };
@@ -142,14 +207,14 @@ impl<'a> Input<'a> {
             }
             let bias = linear.bias.as_deref();
             match &linear.weight {
-                sedge_kernels::Weight::Packed(weight) => Some(Product {
+                Weight::Packed(weight) => Some(Product {
                     weight,
                     bias,
                     out,
                     add,
                 }),
-                sedge_kernels::Weight::Stored(weight) => {
-                    matmul(team, self.plain, weight, out);
+                Weight::Stored(weight) => {
+                    matmul(team, self.stored, weight, out);
                     if let Some(bias) = bias {
                         add_bias(out, bias);
                     }
@@ -187,18 +252,24 @@ impl<'a> Input<'a> {
             converted,
             ..
         } = work;
-        use sedge_kernels::Weight::Packed;
+        use Weight::Packed;
         let weights = (&w.gate.weight, &w.up.weight, &w.down.weight);
-        if let (Packed(gates), Packed(ups), Packed(down)) = weights
-            && gates.forms() == ups.forms()
+        let down_bits = w.down.activation_bits.as_ref();
+        // As many rows of the result are rounded as of what it is made of.
+        let alike = integers(&[&w.gate, &w.up]) == integers(&[&w.down]);
+        let alike = alike || self.integers == self.rows;
+        if let (Packed(gates), Packed(ups), Packed(down), true) =
+            (weights.0, weights.1, weights.2, alike)
+            && gates.forms(None) == ups.forms(None)
             && w.down.watch.is_none()
         {
-            let next = (&mut *converted, down.forms());
+            let next = (&mut *converted, down.forms(down_bits));
             let gates = (gates, w.gate.bias.as_deref());
             let ups = (ups, w.up.bias.as_deref());
             gated_product(team, self.converted, gates, ups, activate, gate, next);
             return Input {
                 plain: &[],
+                stored: &[],
                 converted,
                 ..*self
             };

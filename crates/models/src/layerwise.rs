@@ -18,6 +18,9 @@ use crate::weights::{FeedForward, Gated, LayerWeights, Linear, Projections, Watc
 /// Most rows that are computed at once.
 const ROWS: usize = 4096;
 
+/// Takes rows of one of a layer's inputs, by its number.
+type See<'a> = &'a mut dyn FnMut(usize, &[f32]);
+
 /// A matrix of the layer that comes next.
 #[derive(Debug, Clone)]
 pub struct Site {
@@ -174,6 +177,11 @@ impl Layerwise {
         all
     }
 
+    /// The norm before the output head.
+    pub fn last_norm(&mut self) -> &mut Vec<f32> {
+        &mut self.model.family.members[0].norm
+    }
+
     /// Runs the next layer and hands the rows that its products read to `see`, by the number of
     /// the input; the states stay as they are.
     ///
@@ -222,12 +230,7 @@ impl Layerwise {
         &mut self.model.family.members[0].layers[self.layer]
     }
 
-    fn run(
-        &mut self,
-        team: &Team,
-        mut see: Option<&mut dyn FnMut(usize, &[f32])>,
-        keep: bool,
-    ) -> std::io::Result<()> {
+    fn run(&mut self, team: &Team, mut see: Option<See<'_>>, keep: bool) -> std::io::Result<()> {
         let (layer, fused) = (self.layer, self.fused);
         let stored = self.weights().clone();
         let mut watches: Vec<Watch> = Vec::new();
@@ -491,7 +494,7 @@ mod tests {
                     .observe(&team, &mut |input, rows| seen[input] += rows.len())
                     .unwrap();
                 for (site, rows) in sites.iter().map(|s| (s, seen[s.input] / s.weight.cols())) {
-                    let whole = seen[site.input] % site.weight.cols() == 0;
+                    let whole = seen[site.input].is_multiple_of(site.weight.cols());
                     assert!(
                         whole && (rows == 26 || site.tensor.contains("exps")),
                         "{name}"

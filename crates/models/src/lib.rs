@@ -5,9 +5,11 @@
 //! folder or a GGUF file; [`open()`] reads either into the same types.
 #![deny(missing_docs)]
 
+mod activation_bits;
 mod adapter;
 mod architecture;
 mod batch;
+mod centre;
 mod changed;
 pub mod config;
 mod convert;
@@ -32,6 +34,7 @@ mod synth;
 mod tensors;
 mod weights;
 
+pub use activation_bits::activation_bits;
 pub use adapter::{Acts, Adapter, AdapterError, AdapterFacts};
 pub use architecture::Architecture;
 pub use batch::{Batch, Outputs, Variant};
@@ -43,8 +46,8 @@ pub use family::JoinError;
 pub use layerwise::{Layerwise, Site};
 pub use merge::{MergeError, merge};
 pub use open::{
-    Info, Model, OpenError, Opened, Parts, Piece, Recommended, TensorFact, Workspace, open,
-    open_bytes, open_parts, open_within,
+    Info, KV_TYPE, Model, OpenError, Opened, Parts, Piece, Recommended, TensorFact, Workspace,
+    open, open_bytes, open_parts, open_within,
 };
 pub use packed_cache::{Cached, PackedCache};
 pub use rewriting::{Rewriting, Tensor};

@@ -208,6 +208,8 @@ pub struct Info {
     pub tensors: Vec<TensorFact>,
     /// How many of them nothing is computed with: those of a vision tower.
     pub left_out: usize,
+    /// The type of keys and values that the model was shrunk for, if it says one.
+    pub kv: Option<String>,
 }
 
 /// An opened checkpoint.
@@ -416,6 +418,9 @@ pub fn open_parts(parts: Parts, limit: Option<usize>) -> Result<Opened, OpenErro
     )
 }
 
+/// Where a GGUF file says which type of keys and values its model was shrunk for.
+pub const KV_TYPE: &str = "sedge.kv";
+
 /// Where a sentence-transformers folder says how rows become one vector.
 const POOLING: &str = "1_Pooling/config.json";
 
@@ -532,6 +537,7 @@ fn open_gguf(
         .filter(|n| !n.is_empty())
         .map(String::from);
     let mut info = info(given.unwrap_or(name), "gguf", facts.collect());
+    info.kv = file.get(KV_TYPE).and_then(Value::as_str).map(String::from);
     if let Some(stacks) = &tensors.stacks {
         let others = info.tensors.iter().filter(|t| !stacks.has_tensor(&t.name));
         let values = others.map(|t| t.shape.iter().product::<usize>() as u64);
@@ -565,6 +571,7 @@ fn info(name: String, container: &'static str, tensors: Vec<TensorFact>) -> Info
         bytes,
         tensors,
         left_out,
+        kv: None,
     }
 }
 

@@ -14,7 +14,7 @@ use sedge_kernels::{DType, quantize};
 
 use crate::Architecture;
 use crate::config::{self, Config, QkNorm};
-use crate::convert::{ConvertError, Progress, file_type, fitting};
+use crate::convert::{ConvertError, Progress, file_type, fitting, has_better_head};
 
 pub use adapter::{AdapterPlan, synth_adapter, synth_methods};
 pub use perturb::perturb;
@@ -155,7 +155,7 @@ pub fn likes() -> impl Iterator<Item = &'static str> {
 /// Types of the large matrices of a synthetic file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mixture {
-    /// One type for all, but that 4-bit files have their output head in q6_k.
+    /// One type for all, but that files of 4 bits or fewer have their output head in q6_k.
     Plain(DType),
     /// llama.cpp's Q4_K_M: q4_k, with q6_k for the output head and, in some layers, for values
     /// and the way down.
@@ -178,8 +178,7 @@ impl Mixture {
     fn of(self, part: &str, layer: usize, layers: usize, cols: usize) -> DType {
         let head = part == "token_embd" || part == "output";
         let wanted = match self {
-            Mixture::Plain(dtype @ (DType::Q4_0 | DType::Q4K)) if !head => dtype,
-            Mixture::Plain(DType::Q4_0 | DType::Q4K) => DType::Q6K,
+            Mixture::Plain(dtype) if head && has_better_head(dtype) => DType::Q6K,
             Mixture::Plain(dtype) => dtype,
             Mixture::Q4KM if head => DType::Q6K,
             Mixture::Q4KM => {

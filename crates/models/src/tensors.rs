@@ -10,9 +10,10 @@ use bytes::Bytes;
 use indexmap::IndexMap;
 use sedge_formats::gguf::Gguf;
 use sedge_formats::safetensors::Checkpoint;
-use sedge_kernels::{DType, Matrix, MatrixError, dequantize};
+use sedge_kernels::{ActivationBits, BitsError, DType, Matrix, MatrixError, dequantize};
 
 use crate::Architecture;
+use crate::activation_bits::{self, BitsByName};
 use crate::stack::Stacks;
 
 /// Why a checkpoint's tensors do not make the model that its configuration describes.
@@ -41,6 +42,14 @@ pub enum TensorError {
         name: String,
         /// What is wrong.
         source: MatrixError,
+    },
+    /// What a file says of a tensor's activations does not fit it.
+    #[error("activations of {name:?}: {source}")]
+    ActivationBits {
+        /// Name.
+        name: String,
+        /// What is wrong.
+        source: BitsError,
     },
     /// A layer has a tensor that the architecture does not use: computing without it would be wrong.
     #[error(
@@ -94,6 +103,7 @@ pub(crate) type Keys = HashMap<String, blake3::Hash>;
 #[derive(Debug)]
 pub(crate) struct Tensors {
     pub(crate) map: IndexMap<String, Stored>,
+    activation_bits: BitsByName,
     /// Matrices that are stacks of blocks, of which `map` has no tensors.
     pub(crate) stacks: Option<Arc<Stacks>>,
     used: RefCell<HashSet<String>>,
@@ -115,6 +125,7 @@ impl Tensors {
         };
         Tensors {
             map: file.tensors().iter().map(one).collect(),
+            activation_bits: activation_bits::of_metadata(file.metadata()),
             stacks: None,
             used: RefCell::default(),
             architecture,
@@ -204,6 +215,7 @@ impl Tensors {
         }
         Ok(Tensors {
             map,
+            activation_bits: BitsByName::new(),
             stacks: None,
             used: RefCell::default(),
             architecture,
@@ -251,6 +263,21 @@ impl Tensors {
         cols: usize,
     ) -> Result<Vec<Matrix>, TensorError> {
         self.get(name)?.experts(experts, rows, cols)
+    }
+
+    /// The bits of the activations that a matrix of so many columns reads, if not 8.
+    pub(crate) fn activation_bits(
+        &self,
+        name: &str,
+        cols: usize,
+    ) -> Result<Option<ActivationBits>, TensorError> {
+        let Some(bits) = self.activation_bits.get(name) else {
+            return Ok(None);
+        };
+        ActivationBits::new(bits, cols).map_err(|source| TensorError::ActivationBits {
+            name: name.to_owned(),
+            source,
+        })
     }
 
     /// A vector of f32.

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use sedge_kernels::{Matrix, Weight, dequantize};
+use sedge_kernels::{ActivationBits, Matrix, Weight, dequantize};
 
 use crate::config::{Config, Latent, QkNorm};
 use crate::tensors::{Stored, TensorError, Tensors};
@@ -12,17 +12,19 @@ use crate::tensors::{Stored, TensorError, Tensors};
 pub(crate) struct Linear {
     pub(crate) weight: Weight,
     pub(crate) bias: Option<Vec<f32>>,
+    /// Of what it reads; 8 without.
+    pub(crate) activation_bits: Option<ActivationBits>,
     /// Keeps the rows that it reads, while a model is calibrated.
     pub(crate) watch: Option<Watch>,
 }
 
 impl Linear {
     pub(crate) fn new(weight: Weight, bias: Option<Vec<f32>>) -> Linear {
-        let watch = None;
         Linear {
             weight,
             bias,
-            watch,
+            activation_bits: None,
+            watch: None,
         }
     }
 }
@@ -130,12 +132,13 @@ pub(crate) struct Weights {
 impl Weights {
     pub(crate) fn load(config: &Config, t: &Tensors) -> Result<Weights, TensorError> {
         let embeddings = t.matrix("token_embd.weight", config.vocab, config.hidden)?;
-        let (embeddings, head) = match t.find("output.weight") {
+        let (embeddings, head, name) = match t.find("output.weight") {
             Some(head) => (
                 Some(embeddings),
                 head.matrix(&[config.vocab, config.hidden])?,
+                "output.weight",
             ),
-            None => (None, embeddings),
+            None => (None, embeddings, "token_embd.weight"),
         };
         let layers = (0..config.layers.len())
             .map(|i| layer(config, t, i))
@@ -146,7 +149,10 @@ impl Weights {
             embeddings,
             layers,
             norm,
-            head: head.into(),
+            head: Linear {
+                activation_bits: t.activation_bits(name, config.hidden)?,
+                ..head.into()
+            },
         })
     }
 
@@ -290,15 +296,33 @@ impl Block<'_> {
     }
 
     fn linear(&self, part: &str, rows: usize, cols: usize) -> Result<Linear, TensorError> {
-        let name = self.name(&format!("{part}.weight"));
         let stacks = self.tensors.stacks.as_ref();
+        let name = self.name(&format!("{part}.weight"));
         let stacked = stacks.map(|stacks| stacks.matrix(&name, rows, cols));
-        let weight = match stacked.transpose()?.flatten() {
-            Some(stacked) => stacked,
-            None => self.tensors.matrix(&name, rows, cols)?.into(),
+        let linear = match stacked.transpose()?.flatten() {
+            Some(stacked) => Linear::new(stacked, None),
+            None => self.unbiased(part, rows, cols)?,
         };
-        let bias = self.maybe_vector(&format!("{part}.bias"), rows)?;
-        Ok(Linear::new(weight, bias))
+        Ok(Linear {
+            bias: self.maybe_vector(&format!("{part}.bias"), rows)?,
+            ..linear
+        })
+    }
+
+    fn unbiased(&self, part: &str, rows: usize, cols: usize) -> Result<Linear, TensorError> {
+        let name = format!("{part}.weight");
+        Ok(Linear {
+            activation_bits: self.activation_bits(&name, cols)?,
+            ..self.matrix(&name, rows, cols)?.into()
+        })
+    }
+
+    fn activation_bits(
+        &self,
+        part: &str,
+        cols: usize,
+    ) -> Result<Option<ActivationBits>, TensorError> {
+        self.tensors.activation_bits(&self.name(part), cols)
     }
 
     /// Several products in one matrix, their rows one after the other.
@@ -306,12 +330,17 @@ impl Block<'_> {
         let count = rows.iter().sum();
         let all = self.matrix(&format!("{part}.weight"), count, cols)?;
         let bias = self.maybe_vector(&format!("{part}.bias"), count)?;
+        let activation_bits = self.activation_bits(&format!("{part}.weight"), cols)?;
         let mut start = 0;
         let split = |&n: &usize| {
             let range = start..start + n;
             start += n;
             let weight = all.slice_rows(range.clone());
-            Linear::new(weight.into(), bias.as_ref().map(|b| b[range].to_vec()))
+            Linear {
+                bias: bias.as_ref().map(|b| b[range].to_vec()),
+                activation_bits: activation_bits.clone(),
+                ..weight.into()
+            }
         };
         Ok(rows.iter().map(split).collect())
     }
@@ -383,13 +412,13 @@ fn latent_attention(config: &Config, b: &Block<'_>, l: Latent) -> Result<Project
     let q_rows = heads * (l.nope + l.rope);
     let (q_down, q) = match l.q_rank {
         Some(rank) => {
-            let down = b.matrix("attn_q_a.weight", rank, hidden)?;
+            let down = b.unbiased("attn_q_a", rank, hidden)?;
             (
-                Some((down.into(), b.vector("attn_q_a_norm.weight", rank)?)),
-                b.matrix("attn_q_b.weight", q_rows, rank)?,
+                Some((down, b.vector("attn_q_a_norm.weight", rank)?)),
+                b.unbiased("attn_q_b", q_rows, rank)?,
             )
         }
-        None => (None, b.matrix("attn_q.weight", q_rows, hidden)?),
+        None => (None, b.unbiased("attn_q", q_rows, hidden)?),
     };
     let (q_to_latent, latent_to_v) = match b.find("attn_kv_b.weight") {
         Some(both) => {
@@ -409,10 +438,8 @@ fn latent_attention(config: &Config, b: &Block<'_>, l: Latent) -> Result<Project
     };
     Ok(Projections::Latent(Box::new(LatentWeights {
         q_down,
-        q: q.into(),
-        kv_down: b
-            .matrix("attn_kv_a_mqa.weight", l.kv_rank + l.rope, hidden)?
-            .into(),
+        q,
+        kv_down: b.unbiased("attn_kv_a_mqa", l.kv_rank + l.rope, hidden)?,
         kv_norm: b.vector("attn_kv_a_norm.weight", l.kv_rank)?,
         q_to_latent,
         latent_to_v,
@@ -454,15 +481,21 @@ fn feed_forward(config: &Config, b: &Block<'_>, moe: bool) -> Result<FeedForward
     let gates = part("ffn_gate_exps.weight", m.intermediate, hidden)?;
     let ups = part("ffn_up_exps.weight", m.intermediate, hidden)?;
     let downs = part("ffn_down_exps.weight", hidden, m.intermediate)?;
-    let plain = Linear::from;
+    let of = |part: &str, cols| b.activation_bits(&format!("{part}.weight"), cols);
+    let narrow = [of("ffn_gate_exps", hidden)?, of("ffn_up_exps", hidden)?];
+    let down_bits = of("ffn_down_exps", m.intermediate)?;
+    let expert = |weight: Matrix, activation_bits: &Option<ActivationBits>| Linear {
+        activation_bits: activation_bits.clone(),
+        ..weight.into()
+    };
     let experts = gates
         .into_iter()
         .zip(ups)
         .zip(downs)
         .map(|((gate, up), down)| Gated {
-            gate: plain(gate),
-            up: plain(up),
-            down: plain(down),
+            gate: expert(gate, &narrow[0]),
+            up: expert(up, &narrow[1]),
+            down: expert(down, &down_bits),
         })
         .collect();
     let shared = (m.shared_intermediate > 0)

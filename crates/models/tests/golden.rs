@@ -124,9 +124,43 @@ fn bert() {
 #[test]
 fn a_sequence_does_not_see_its_batch() {
     for name in ["llama", "gemma2", "qwen2-moe", "deepseek-v2"] {
+        for kv in [KvType::F16, KvType::Q4] {
+            let ids = golden(name).ids("input_ids");
+            let mut run = Run::open(name, kv);
+            let alone = run.logits(&ids, ids.len());
+            assert!(run.logits_among_others(&ids, 16) == alone, "{name}");
+            assert!(run.logits(&ids, 7) == alone, "{name}: chunks");
+        }
+    }
+}
+
+/// Means of squares of what two runs' logits differ by, and of the logits.
+fn off(a: &[f32], b: &[f32]) -> f32 {
+    let mean = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>();
+    mean(&mut a.iter().zip(b).map(|(a, b)| a - b)) / mean(&mut b.iter().copied())
+}
+
+/// Queries, keys and values are turned alike and results back, so that f32 shows nothing of it;
+/// with values in keys, scores of latent attention too.
+#[test]
+fn rotation_alone_changes_nothing_and_4_bits_change_little() {
+    for name in ["llama", "gemma2", "gemma3", "qwen2-moe", "deepseek-v2"] {
         let ids = golden(name).ids("input_ids");
-        let mut run = Run::open(name, KvType::F16);
-        let alone = run.logits(&ids, ids.len());
-        assert!(run.logits_among_others(&ids, 16) == alone, "{name}");
+        let logits = |kv, rotated| {
+            let opened = open(&folder(name)).unwrap();
+            Run::kept(opened, kv, rotated).logits(&ids, ids.len())
+        };
+        let exact = logits(KvType::F32, false);
+        let rotated = off(&logits(KvType::F32, true), &exact);
+        let four = off(&logits(KvType::Q4, true), &exact);
+        let eight = off(&logits(KvType::Q8, true), &exact);
+        println!("{name}: rotated f32 {rotated:.1e}, q8 {eight:.1e}, q4 {four:.1e} of squares");
+        assert!(rotated < 1e-9, "{name}: {rotated:e}");
+        // A step is some 17 times as wide, and its square 300 times: how much a model makes of it
+        // is its own.
+        assert!(
+            four < 400.0 * eight && four < 0.2,
+            "{name}: {four:e}, {eight:e}"
+        );
     }
 }

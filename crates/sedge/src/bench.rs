@@ -3,6 +3,8 @@
 mod adapters;
 mod chat;
 mod costs;
+mod memory;
+mod products;
 mod pull;
 mod serve;
 
@@ -40,6 +42,10 @@ enum What {
     Costs(Box<costs::CostsArgs>),
     /// Many adapters in one batch, beside the model alone and merged ones in turn
     Adapters(Box<adapters::AdaptersArgs>),
+    /// Sequences that fit a cap of memory, and how fast they generate
+    Memory(Box<memory::MemoryArgs>),
+    /// Products alone, by type of weights, bits of activations and rows
+    Products(products::ProductsArgs),
     /// Load on servers of the OpenAI API, and how they bear it
     Serve(Box<serve::ServeArgs>),
     /// Pulls from a hub on this machine, beside curl
@@ -142,6 +148,8 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         What::Chat(args) => chat::run(&args),
         What::Costs(args) => costs::run(&args),
         What::Adapters(args) => adapters::run(&args),
+        What::Memory(args) => memory::run(&args),
+        What::Products(args) => products::run(&args),
         What::Serve(args) => serve::run(&args),
         What::Pull(args) => pull::run(&args),
     }

@@ -27,7 +27,7 @@ fn path(source: &Source, args: &MachineArgs) -> Option<PathBuf> {
         "{:?} {file:?} {content:?} {} {:?} {} {:?} {}",
         source.path().map(|_| ()),
         machine::threads(args.threads),
-        args.kv,
+        args.kv(),
         packed_kernels(),
         args.weights.arithmetic_name(),
         env!("CARGO_PKG_VERSION"),

@@ -11,7 +11,7 @@ use sedge_models::Similar;
 use sedge_tiers::{Disk, DiskConfig, DiskError};
 
 use crate::failure::Failure;
-use crate::machine::MachineArgs;
+use crate::machine::{Kv, MachineArgs};
 use crate::size::Bytes;
 use crate::source::Source;
 
@@ -55,10 +55,12 @@ fn identity(
 ) -> io::Result<[u8; 32]> {
     let mut hasher = blake3::Hasher::new();
     let about = format!(
-        "{} {} {:?} {} {}",
+        "{} {} {:?} {:?} {} {}",
         env!("CARGO_PKG_VERSION"),
         machine.weights.arithmetic_name(),
-        machine.kv,
+        machine.kv(),
+        // With them change the means that 4-bit keys and values are kept from.
+        machine.context.filter(|_| machine.kv() == Kv::Q4),
         packed_kernels(),
         sedge_kernels::rounds_fast(),
     );

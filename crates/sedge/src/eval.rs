@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 use sedge_bench::{Count, Perplexity, PerplexityOptions};
-use sedge_engine::CpuExecutor;
+use sedge_engine::{CpuExecutor, Executor};
 use sedge_kernels::{PAGE_TOKENS, Team};
 use sedge_models::SharedModel;
 use serde_json::json;
@@ -68,6 +68,11 @@ struct PerplexityArgs {
     #[arg(long, value_enum, value_name = "TYPE", default_value = "f32")]
     kv: Kv,
 
+    /// Keep keys and values as they are, not multiplied by a Hadamard matrix: to see what that is
+    /// good for
+    #[arg(long)]
+    no_kv_rotation: bool,
+
     /// Threads that compute [default: the machine's physical cores]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
@@ -108,6 +113,14 @@ fn perplexity(args: PerplexityArgs) -> Result<(), Failure> {
     let pages = args.window.get().min(context).div_ceil(PAGE_TOKENS);
     let model = SharedModel::new(opened.model);
     let mut executor = CpuExecutor::new(model, Team::new(threads), kv, pages, context);
+    if args.no_kv_rotation {
+        executor = executor.with_kv_rotation(false);
+    }
+    let stored = Stored {
+        kv: args.kv,
+        rotated: kv.rotates() && !args.no_kv_rotation,
+        bytes: executor.page_bytes() / PAGE_TOKENS,
+    };
     let options = PerplexityOptions {
         window: args.window.get(),
         windows: args.windows,
@@ -131,19 +144,28 @@ fn perplexity(args: PerplexityArgs) -> Result<(), Failure> {
     line.clear();
     let result = result.map_err(Failure::new)?;
     let text = if args.json {
-        format!("{:#}\n", as_json(&args, &result))
+        format!("{:#}\n", as_json(&args, &stored, &result))
     } else {
-        as_text(&result)
+        as_text(&stored, &result)
     };
     Ok(output::print(&text)?)
 }
 
-fn as_text(p: &Perplexity) -> String {
+/// How keys and values were kept.
+struct Stored {
+    kv: Kv,
+    rotated: bool,
+    /// Of a token, in all layers.
+    bytes: usize,
+}
+
+fn as_text(stored: &Stored, p: &Perplexity) -> String {
     format!(
         "tokens         {} in {} windows of {}\n\
          nats           {:.3} total, {:.6} per token\n\
          perplexity     {:.5}\n\
          bits per byte  {:.5} over {} bytes\n\
+         keys, values   {}{}, {} bytes per token\n\
          time           {:.2} s, {:.1} tokens/s\n",
         p.tokens,
         p.windows,
@@ -153,12 +175,15 @@ fn as_text(p: &Perplexity) -> String {
         p.perplexity(),
         p.bits_per_byte(),
         p.bytes,
+        stored.kv,
+        if stored.rotated { ", rotated" } else { "" },
+        stored.bytes,
         p.time.as_secs_f64(),
         p.tokens_per_second(),
     )
 }
 
-fn as_json(args: &PerplexityArgs, p: &Perplexity) -> serde_json::Value {
+fn as_json(args: &PerplexityArgs, stored: &Stored, p: &Perplexity) -> serde_json::Value {
     json!({
         "model": args.model.name,
         "file": args.file.display().to_string(),
@@ -170,6 +195,11 @@ fn as_json(args: &PerplexityArgs, p: &Perplexity) -> serde_json::Value {
         "perplexity": p.perplexity(),
         "bits_per_byte": p.bits_per_byte(),
         "bytes": p.bytes,
+        "kv": {
+            "type": stored.kv.to_string(),
+            "rotated": stored.rotated,
+            "bytes_per_token": stored.bytes,
+        },
         "seconds": p.time.as_secs_f64(),
         "tokens_per_second": p.tokens_per_second(),
     })

@@ -183,6 +183,7 @@ impl<'a> Group<'a> {
         machine: &MachineArgs,
         load: Option<&LoadArgs>,
     ) -> Result<Vec<(usize, Running)>, Failure> {
+        let machine = &machine.of(&self.members[0].info);
         let team = Team::new(machine::threads(machine.threads));
         let file = self.file().map(Path::to_path_buf);
         let weights = &machine.weights;
@@ -196,7 +197,7 @@ impl<'a> Group<'a> {
             .map_or(model.context, |limit| limit.get().min(model.context));
         let source = self.members[0].source;
 
-        let kv = machine.kv.into();
+        let kv = machine.kv().into();
         let pages = match generates {
             true => machine::pages(machine.kv_memory, model.layers.len(), model.kv_shape(), kv),
             false => 0,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use sedge_kernels::{KvShape, KvType, PAGE_TOKENS, Team};
-use sedge_models::{Cached, Model, PackedCache};
+use sedge_models::{Cached, Info, Model, PackedCache};
 
 use crate::failure::Failure;
 use crate::output;
@@ -24,9 +24,9 @@ pub(crate) struct MachineArgs {
     #[command(flatten)]
     pub(crate) weights: WeightsArgs,
 
-    /// Type in which keys and values are kept
-    #[arg(long, value_enum, value_name = "TYPE", default_value = "f16")]
-    pub(crate) kv: Kv,
+    /// Type in which keys and values are kept [default: what the model was shrunk for, else f16]
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub(crate) kv: Option<Kv>,
 
     /// Memory for each model's keys and values
     #[arg(long, value_name = "BYTES", default_value = "512MiB")]
@@ -35,6 +35,25 @@ pub(crate) struct MachineArgs {
     /// Most tokens of a conversation [default: the model's own limit]
     #[arg(long, value_name = "TOKENS")]
     pub(crate) context: Option<NonZeroUsize>,
+}
+
+impl MachineArgs {
+    /// The type of keys and values.
+    pub(crate) fn kv(&self) -> Kv {
+        self.kv.unwrap_or(Kv::F16)
+    }
+
+    /// The same for a model that was shrunk for a type of keys and values, if no other is asked for.
+    pub(crate) fn of(&self, info: &Info) -> MachineArgs {
+        let shrunk_for = info
+            .kv
+            .as_deref()
+            .and_then(|name| Kv::from_str(name, true).ok());
+        MachineArgs {
+            kv: self.kv.or(shrunk_for),
+            ..self.clone()
+        }
+    }
 }
 
 /// What is made of a model's weights before it runs.
@@ -154,10 +173,23 @@ enum Arithmetic {
 /// A type of stored keys and values, by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Kv {
+    /// Half precision
     F16,
+    /// Single precision
     F32,
+    /// The first half of single precision
     Bf16,
+    /// 8 bits, and a scale for each token and head
     Q8,
+    /// 4 bits, and a scale and a minimum for each 32 dimensions; rotated
+    Q4,
+}
+
+impl std::fmt::Display for Kv {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let value = self.to_possible_value();
+        f.write_str(value.as_ref().map_or("", |value| value.get_name()))
+    }
 }
 
 impl From<Kv> for KvType {
@@ -167,6 +199,7 @@ impl From<Kv> for KvType {
             Kv::F32 => KvType::F32,
             Kv::Bf16 => KvType::BF16,
             Kv::Q8 => KvType::Q8,
+            Kv::Q4 => KvType::Q4,
         }
     }
 }

@@ -9,9 +9,10 @@ use std::time::Instant;
 use clap::ValueEnum;
 use sedge_bench::{Agreement, Chart, Line, Task, agreement_between, sparkline, time};
 use sedge_engine::CpuExecutor;
+use sedge_formats::gguf::Value;
 use sedge_formats::tokenizer::Tokenizer;
 use sedge_kernels::{KvType, PAGE_TOKENS, Team};
-use sedge_models::{ConvertError, Model, Origin, SharedModel, open};
+use sedge_models::{ConvertError, KV_TYPE, Model, Origin, SharedModel, open};
 use sedge_shrink::{
     Doing, Method, Options, Plan, ShrinkError, ShrinkReport, Target, Types, WorkError,
 };
@@ -195,6 +196,27 @@ struct Job<'a> {
     line: ProgressLine,
 }
 
+/// Bits of activations that are written into the file.
+fn activations(target: &Target) -> Option<(u8, bool)> {
+    match target {
+        Target::Scheme(scheme) if scheme.activations < 8 => {
+            Some((scheme.activations as u8, scheme.mixed))
+        }
+        _ => None,
+    }
+}
+
+/// The type of keys and values that is written into the file.
+fn kv(target: &Target) -> Option<&'static str> {
+    match target {
+        Target::Scheme(scheme) => match scheme.kv? {
+            4 => Some("q4"),
+            _ => Some("q8"),
+        },
+        _ => None,
+    }
+}
+
 /// How often a perplexity is aimed at before the best try is taken.
 const TRIES: usize = 5;
 
@@ -223,6 +245,7 @@ impl Job<'_> {
         } = self;
         let options = Options {
             method: args.method.into(),
+            activations: activations(&args.to),
             anew: args.restart,
             ..Options::default()
         };
@@ -233,7 +256,11 @@ impl Job<'_> {
             options,
             &args.output,
             team,
-            &|_| {},
+            &|file| {
+                if let Some(kv) = kv(&args.to) {
+                    file.set(KV_TYPE, Value::String(kv.into()));
+                }
+            },
             &mut |doing| match doing {
                 Doing::Rounding {
                     done,
@@ -380,16 +407,22 @@ fn compare(args: &Args, texts: &[Vec<u32>], line: &mut ProgressLine) -> Result<C
     let after = open(&args.output).map_err(|e| Failure::about(&args.output, &e))?;
     let length = texts.iter().map(Vec::len).max().unwrap_or(0);
     let pages = length.div_ceil(PAGE_TOKENS).max(TASK.pages());
-    let executor = |mut model: Model| -> Result<CpuExecutor, Failure> {
+    let executor = |mut model: Model, kv: KvType| -> Result<CpuExecutor, Failure> {
         let team = Team::new(machine::threads(args.threads));
         model.round_prompts(sedge_kernels::rounds_fast());
         let packed = model.pack(&team);
         packed.map_err(|e| Failure::new(format_args!("the weights could not be packed: {e}")))?;
         let context = model.config().context;
         let model = SharedModel::new(model);
-        Ok(CpuExecutor::new(model, team, KvType::F16, pages, context))
+        Ok(CpuExecutor::new(model, team, kv, pages, context))
     };
-    let (mut first, mut second) = (executor(args.model.open()?.model)?, executor(after.model)?);
+    let kv = match after.info.kv.as_deref() {
+        Some("q4") => KvType::Q4,
+        Some("q8") => KvType::Q8,
+        _ => KvType::F16,
+    };
+    let mut first = executor(args.model.open()?.model, KvType::F16)?;
+    let mut second = executor(after.model, kv)?;
     let agreement = agreement_between([&mut first, &mut second], texts, &mut |done, all| {
         line.show(done as u64, all as u64, "before and after");
     });
@@ -430,6 +463,7 @@ fn failure(args: &Args, error: ShrinkError) -> Failure {
 fn chart(done: &Done) -> Chart {
     let grown = |loss: f64| loss.exp_m1() * 100.0;
     let frontier = done.plan.iter().flat_map(Plan::frontier);
+    let frontier = frontier.filter(|p| p.1 < 0.5);
     let expected = frontier.map(|(bytes, loss)| (bytes as f64 / 1e6, grown(loss)));
     let agreement = done.compared.agreement.as_ref();
     let found = agreement.map(|a| {
@@ -515,16 +549,19 @@ fn as_text(args: &Args, done: &Done, seconds: f64) -> String {
     }
     text.push('\n');
     if let Some(plan) = &done.plan {
-        let points = plan.frontier();
-        let grown = points.iter().map(|&(b, l)| (b as f64, l.exp_m1() * 100.0));
-        let grown: Vec<(f64, f64)> = grown.collect();
-        let ends = [points.first(), points.last()].map(|p| Bytes(p.map_or(0, |p| p.0)));
-        text.push_str(&format!(
-            "\nexpected growth of perplexity in %, from {} to {}, each value to the nearest:\n{}",
-            ends[0],
-            ends[1],
-            sparkline(&grown, 60)
-        ));
+        let grown = |&(bytes, loss): &(u64, f64)| (bytes as f64, loss.exp_m1() * 100.0);
+        let points: Vec<(f64, f64)> = plan.frontier().iter().map(grown).collect();
+        // Where nothing is left of a model, a curve would show nothing else.
+        let shown = points.iter().copied().filter(|p| p.1 <= 50.0);
+        let shown: Vec<(f64, f64)> = shown.collect();
+        if let [first, .., last] = &shown[..] {
+            text.push_str(&format!(
+                "\nexpected growth of perplexity in %, from {} to {}, each value to the nearest:\n{}",
+                Bytes(first.0 as u64),
+                Bytes(last.0 as u64),
+                sparkline(&shown, 60)
+            ));
+        }
     }
     text
 }

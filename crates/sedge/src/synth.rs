@@ -70,8 +70,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value = "16", conflicts_with_all = ["like", "perturb"])]
     positions: usize,
 
-    /// Type of the large matrices: q4_k_m, f32, f16, bf16, q8_0, q6_k, q4_k or q4_0; of adapters
-    /// f32, f16 or bf16 [default: q8_0, of adapters bf16]
+    /// Type of the large matrices: q4_k_m, f32, f16, bf16, q8_0, q6_k, q4_k, q4_0, or b1 to
+    /// b8; of adapters f32, f16 or bf16 [default: q8_0, of adapters bf16]
     #[arg(long = "type", value_name = "TYPE", value_parser = parse_type, conflicts_with = "perturb")]
     mixture: Option<Mixture>,
 
@@ -105,7 +105,9 @@ fn parse_layers(text: &str) -> Result<Layers, String> {
 
 fn parse_type(name: &str) -> Result<Mixture, String> {
     Mixture::from_name(name).ok_or_else(|| {
-        "the types that can be written are q4_k_m, f32, f16, bf16, q8_0, q6_k, q4_k and q4_0".into()
+        "the types that can be written are q4_k_m, f32, f16, bf16, q8_0, q6_k, q4_k, q4_0 \
+         and b1 to b8"
+            .into()
     })
 }
 

@@ -543,6 +543,44 @@ fn completions_name_the_commands() {
 }
 
 #[test]
+fn a_shrunk_model_answers_in_fewer_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let words = "Copy a file over the network and keep its times. ".repeat(60);
+    let words = file(&folder, "words.txt", words.as_bytes());
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let shrink = |to: &str, out: &str| {
+        let out = path(out);
+        let args = ["shrink", "seedling", "--to", to, "-o", &out, "--json"];
+        let more = ["--method", "nearest", "--calibrate", &words];
+        run(&[&args[..], &more[..]].concat())
+    };
+    let report: Value = serde_json::from_str(&text(shrink("w4a4kv4", "four.gguf"))).unwrap();
+    assert!(
+        report["bits_per_weight"].as_f64().unwrap() < 5.0,
+        "{report}"
+    );
+    let bytes = |i: usize| report["bytes"][i].as_u64().unwrap();
+    assert!(bytes(1) * 10 < bytes(0) * 7, "{report}");
+    assert!(report["top1_agreement"].as_f64().unwrap() > 0.2, "{report}");
+    // Keys and values of the scheme, unless others are asked for.
+    let four = path("four.gguf");
+    let (prompt, _) = ANSWERS[1];
+    let answer = text(run(&["run", "-m", &four, prompt]));
+    assert!(answer.len() > 5);
+    assert_eq!(
+        answer,
+        text(run(&["run", "-m", &four, "--kv", "q4", prompt]))
+    );
+    // What exists is not replaced unasked, what is quantised is not quantised again, and a budget
+    // that cannot be met says which can.
+    complaint(shrink("q3_k", "four.gguf"), 1);
+    let again = ["shrink", &four, "--to", "q3_k", "-o", &path("again.gguf")];
+    assert!(complaint(run(&again), 1).contains("--requantise"));
+    let tiny = complaint(shrink("fit:1MB", "tiny.gguf"), 1);
+    assert!(tiny.contains("the smallest"), "{tiny}");
+}
+
+#[test]
 fn help_and_version_are_answers() {
     assert!(text(run(&["--help"])).contains("Examples:"));
     for command in [
@@ -550,6 +588,7 @@ fn help_and_version_are_answers() {
         "run",
         "show",
         "convert",
+        "shrink",
         "adapter",
         "synth",
         "eval",
@@ -572,7 +611,9 @@ fn wrong_use_exits_with_2() {
         &["dance"][..],
         &["run", "--temprature", "1", "hello"],
         &["run", "--max-tokens", "many", "hello"],
-        &["convert", "in", "out.gguf", "--type", "q2_k"],
+        &["convert", "in", "out.gguf", "--type", "q2_kk"],
+        &["shrink", "seedling", "-o", "out.gguf", "--to", "w7a7"],
+        &["shrink", "seedling", "-o", "out.gguf", "--to", "fit:14"],
         &["synth", "out.gguf"],
         &["synth", "--from", "seedling", "out.gguf"],
         &["synth", "--perturb", "layers=1", "out.gguf"],

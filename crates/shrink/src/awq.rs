@@ -44,6 +44,7 @@ pub(crate) fn fold(
         (of(&["ffn_gate", "ffn_up"]), Some(1), None),
         (of(&["ffn_down"]), None, of(&["ffn_up"]).pop()),
     ];
+    let mut biases: Vec<Option<Vec<f32>>> = sites.iter().map(|site| site.bias.clone()).collect();
     let mut changed = vec![false; sites.len()];
     for (readers, norm, before) in groups {
         let Some(&first) = readers.first() else {
@@ -84,17 +85,17 @@ pub(crate) fn fold(
             for (row, by) in weights[up].chunks_exact_mut(columns).zip(&by) {
                 row.iter_mut().for_each(|w| *w /= by);
             }
+            if let Some(bias) = &mut biases[up] {
+                bias.iter_mut().zip(&by).for_each(|(b, by)| *b /= by);
+            }
             changed[up] = true;
         }
     }
     for (index, (site, values)) in sites.iter().zip(&weights).enumerate() {
         if changed[index] {
-            let mut bias = site.bias.clone();
-            // A bias of the matrix before the scaled columns is scaled as its rows are; there
-            // is none in the architectures that have such matrices.
-            bias = bias.filter(|b| !b.is_empty());
             let (rows, columns) = (site.weight.rows(), site.weight.cols());
             let matrix = Matrix::from_f32(rows, columns, values);
+            let bias = biases[index].clone();
             layers.replace(index, matrix.expect("the shape is kept"), bias);
         }
     }

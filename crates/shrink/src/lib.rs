@@ -10,6 +10,7 @@
 mod awq;
 mod moment;
 mod numbers;
+mod outliers;
 mod plan;
 mod round;
 mod shrink;

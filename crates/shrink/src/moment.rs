@@ -10,15 +10,13 @@ use sedge_kernels::{
     Activations, DType, Forms, Matrix, Product, Team, Weight, packs, products, rounds_fast,
 };
 
-/// Sums over rows `x` of what a product reads: `Σ x xᵀ`, and the size of each column.
+/// Sums over rows `x` of what a product reads: `Σ x xᵀ`, and each column's magnitudes.
 #[derive(Debug)]
 pub struct Moment {
     columns: usize,
     rows: usize,
     /// `[columns, columns]`, symmetric.
     sum: Vec<f32>,
-    /// Largest magnitude of each column.
-    peaks: Vec<f32>,
     /// Sums of magnitudes.
     magnitudes: Vec<f64>,
     /// Working memory of tiles.
@@ -40,7 +38,6 @@ impl Moment {
             columns,
             rows: 0,
             sum: vec![0.0; columns * columns],
-            peaks: vec![0.0; columns],
             magnitudes: vec![0.0; columns],
             rounded: Activations::default(),
         }
@@ -59,11 +56,6 @@ impl Moment {
     /// `Σ x xᵀ`, `[columns, columns]`.
     pub fn sum(&self) -> &[f32] {
         &self.sum
-    }
-
-    /// The largest magnitude of each column.
-    pub fn peaks(&self) -> &[f32] {
-        &self.peaks
     }
 
     /// The mean of the squares of each column.
@@ -93,8 +85,7 @@ impl Moment {
             return Err(NotFinite { column: at % n });
         }
         for row in x.chunks_exact(n) {
-            for ((x, peak), sum) in row.iter().zip(&mut self.peaks).zip(&mut self.magnitudes) {
-                *peak = peak.max(x.abs());
+            for (x, sum) in row.iter().zip(&mut self.magnitudes) {
                 *sum += f64::from(x.abs());
             }
         }
@@ -107,7 +98,8 @@ impl Moment {
             return Ok(());
         }
         let x = MatRef::from_row_major_slice(x, rows, n);
-        let sum = MatMut::from_row_major_slice_mut(&mut self.sum, n, n);
+        // Symmetric: its columns are its rows.
+        let sum = MatMut::from_column_major_slice_mut(&mut self.sum, n, n);
         matmul(sum, Accum::Add, x.transpose(), x, 1.0, parallel(team));
         Ok(())
     }
@@ -143,38 +135,6 @@ impl Moment {
         }];
         products(team, &self.rounded, &mut product);
         true
-    }
-
-    /// Takes all columns in another order: column `i` becomes what column `order[i]` was.
-    ///
-    /// # Panics
-    /// When it is no order of the columns.
-    pub fn reorder(&mut self, order: &[usize]) {
-        let n = self.columns;
-        assert_eq!(order.len(), n);
-        let mut sum = vec![0.0; n * n];
-        for (to, &from) in sum.chunks_exact_mut(n).zip(order) {
-            for (to, &column) in to.iter_mut().zip(order) {
-                *to = self.sum[from * n + column];
-            }
-        }
-        self.sum = sum;
-        self.peaks = order.iter().map(|&i| self.peaks[i]).collect();
-        self.magnitudes = order.iter().map(|&i| self.magnitudes[i]).collect();
-    }
-
-    /// Multiplies each column by a factor, as if its inputs had been multiplied.
-    pub fn scale(&mut self, by: &[f32]) {
-        let n = self.columns;
-        for (row, a) in self.sum.chunks_exact_mut(n).zip(by) {
-            for (value, b) in row.iter_mut().zip(by) {
-                *value *= a * b;
-            }
-        }
-        for ((peak, sum), by) in self.peaks.iter_mut().zip(&mut self.magnitudes).zip(by) {
-            *peak *= by;
-            *sum *= f64::from(*by);
-        }
     }
 
     /// How errors spread, with a share of the mean square added to each column's, so that

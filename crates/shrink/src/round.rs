@@ -2,10 +2,12 @@
 //! errors of a row's values make good for each other in the product (GPTQ: Frantar et al., 2022,
 //! arXiv 2210.17323). Rows are independent of each other.
 
+use std::ops::Range;
+use std::sync::OnceLock;
+
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use sedge_kernels::{DType, Grid, Team, quantize};
-use std::sync::Mutex;
 
 use crate::moment::Spread;
 
@@ -39,37 +41,51 @@ pub fn nearest(
 ) -> Rounded {
     let row_bytes = dtype.bytes_for(columns).expect("rows of whole blocks");
     let rows = w.len() / columns;
-    let mut bytes = vec![0; rows * row_bytes];
-    let error = Mutex::new(0.0);
-    team.for_rows(&mut bytes, ROWS * row_bytes, &|chunk, out| {
-        let first = chunk * ROWS;
-        let (mut block, mut codes) = (Vec::new(), [0; 256]);
-        let mut sum = 0.0;
-        for (row, out) in out.chunks_exact_mut(row_bytes).enumerate() {
-            let row = &w[(first + row) * columns..][..columns];
-            block.clear();
+    in_chunks(team, rows, &|rows| {
+        let (mut out, mut codes, mut error) = (Vec::new(), [0; 256], 0.0);
+        out.reserve(rows.len() * row_bytes);
+        for row in w[rows.start * columns..rows.end * columns].chunks_exact(columns) {
             if !Grid::is_of(dtype) {
-                quantize(dtype, row, &mut block).expect("plain types have no blocks");
-            } else {
-                for (i, x) in row.chunks_exact(dtype.block_len()).enumerate() {
-                    let here = i * x.len()..(i + 1) * x.len();
-                    let weights = squares.map(|s| &s[here]);
-                    let grid = Grid::fit(dtype, x, weights);
-                    for (column, (code, &x)) in codes.iter_mut().zip(x).enumerate() {
-                        let (nearest, value) = grid.round(column, x);
-                        *code = nearest;
-                        let weight = weights.map_or(1.0, |w| w[column]);
-                        sum += f64::from(weight * (x - value) * (x - value));
-                    }
-                    grid.write(&codes, &mut block);
-                }
+                quantize(dtype, row, &mut out).expect("plain types have no blocks");
+                continue;
             }
-            out.copy_from_slice(&block);
+            for (i, x) in row.chunks_exact(dtype.block_len()).enumerate() {
+                let here = i * x.len()..(i + 1) * x.len();
+                let weights = squares.map(|s| &s[here]);
+                let grid = Grid::fit(dtype, x, weights);
+                for (column, (code, &x)) in codes.iter_mut().zip(x).enumerate() {
+                    let (nearest, value) = grid.round(column, x);
+                    *code = nearest;
+                    let weight = weights.map_or(1.0, |w| w[column]);
+                    error += f64::from(weight * (x - value) * (x - value));
+                }
+                grid.write(&codes, &mut out);
+            }
         }
-        *lock(&error) += sum;
+        (out, error)
+    })
+}
+
+/// Rounds some rows at a time, on all threads.
+fn in_chunks(
+    team: &Team,
+    rows: usize,
+    round: &(dyn Fn(Range<usize>) -> (Vec<u8>, f64) + Sync),
+) -> Rounded {
+    let chunks: Vec<OnceLock<(Vec<u8>, f64)>> =
+        (0..rows.div_ceil(ROWS)).map(|_| OnceLock::new()).collect();
+    team.run(chunks.len(), &|i| {
+        chunks[i].get_or_init(|| round(i * ROWS..rows.min((i + 1) * ROWS)));
     });
-    let error = error.into_inner().unwrap_or_default();
-    Rounded { bytes, error }
+    let mut all = Rounded {
+        bytes: Vec::new(),
+        error: 0.0,
+    };
+    for (bytes, error) in chunks.into_iter().filter_map(OnceLock::into_inner) {
+        all.bytes.extend_from_slice(&bytes);
+        all.error += error;
+    }
+    all
 }
 
 /// Rounds `w`, `[rows, columns]`, column by column, each error spread over the columns that
@@ -90,16 +106,12 @@ pub fn spreading(
     if !Grid::is_of(dtype) {
         return nearest(team, dtype, w, columns, None);
     }
-    let mut bytes = vec![0; rows * row_bytes];
-    let error = Mutex::new(0.0);
-    team.for_rows(&mut bytes, ROWS * row_bytes, &|chunk, out| {
-        let first = chunk * ROWS;
-        let rows = out.len() / row_bytes;
-        let mut w = w[first * columns..][..rows * columns].to_vec();
-        *lock(&error) += chunk_spreading(dtype, &mut w, spread, squares, out);
-    });
-    let error = error.into_inner().unwrap_or_default();
-    Rounded { bytes, error }
+    in_chunks(team, rows, &|rows| {
+        let mut w = w[rows.start * columns..rows.end * columns].to_vec();
+        let mut out = vec![0; rows.len() * row_bytes];
+        let error = chunk_spreading(dtype, &mut w, spread, squares, &mut out);
+        (out, error)
+    })
 }
 
 /// Rounds some rows; the sum of the squares of their errors.
@@ -115,28 +127,27 @@ fn chunk_spreading(
     let row_bytes = out.len() / rows.max(1);
     let len = dtype.block_len();
     let mut errors = vec![0.0f32; rows * RUN];
-    let (mut codes, mut grids, mut block) = ([0u8; RUN], Vec::new(), Vec::new());
+    let (mut codes, mut block) = ([0u8; RUN], Vec::new());
     let mut total = 0.0;
     for start in (0..n).step_by(RUN) {
         let run = RUN.min(n - start);
         let upper = &spread.upper[start * n + start..];
         for row in 0..rows {
             let x = &mut w[row * n + start..][..run];
-            grids.clear();
-            // A block's scales are fitted to what its values have become by then.
-            for first in (0..run).step_by(len) {
-                let weights = &squares[start + first..][..len];
-                grids.push(Grid::fit(dtype, &x[first..][..len], Some(weights)));
-            }
             let errors = &mut errors[row * RUN..][..run];
-            Grid::round_spreading(&grids, x, (upper, n), &mut codes[..run], errors);
-            total += errors.iter().map(|e| f64::from(e * e)).sum::<f64>();
-            block.clear();
-            for (grid, codes) in grids.iter().zip(codes.chunks_exact(len)) {
-                grid.write(codes, &mut block);
+            let blocks = errors.chunks_exact_mut(len).zip((0..run).step_by(len));
+            for (errors, first) in blocks {
+                // A block's scales are fitted to what its values have become by then.
+                let weights = &squares[start + first..][..len];
+                let grid = Grid::fit(dtype, &x[first..][..len], Some(weights));
+                let upper = (&upper[first * n + first..], n);
+                grid.round_spreading(&mut x[first..], upper, &mut codes[..len], errors);
+                total += errors.iter().map(|e| f64::from(e * e)).sum::<f64>();
+                block.clear();
+                grid.write(&codes[..len], &mut block);
+                let at = row * row_bytes + (start + first) / len * dtype.block_bytes();
+                out[at..at + block.len()].copy_from_slice(&block);
             }
-            let at = row * row_bytes + start / len * dtype.block_bytes();
-            out[at..at + block.len()].copy_from_slice(&block);
         }
         let rest = start + run;
         if rest == n {
@@ -149,15 +160,13 @@ fn chunk_spreading(
             n,
         );
         let errors = MatRef::from_row_major_slice_with_stride(&errors, rows, run, RUN);
-        let after = MatMut::from_row_major_slice_with_stride_mut(&mut w[rest..], rows, n - rest, n);
-        matmul(after, Accum::Add, errors, spread, -1.0, Par::Seq);
+        // Columns of the transposed matrix: faer 0.24's mutable rows with a stride are not rows.
+        let after =
+            MatMut::from_column_major_slice_with_stride_mut(&mut w[rest..], n - rest, rows, n);
+        let (spread, errors) = (spread.transpose(), errors.transpose());
+        matmul(after, Accum::Add, spread, errors, -1.0, Par::Seq);
     }
     total
-}
-
-fn lock(sum: &Mutex<f64>) -> std::sync::MutexGuard<'_, f64> {
-    sum.lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -7,10 +7,12 @@ use bytes::Bytes;
 use sedge_kernels::{DType, Matrix, Team, dequantize};
 use sedge_models::{
     ConvertError, ConvertReport, Layerwise, OpenError, Origin, Progress, Rewriting, Site,
+    activation_bits,
 };
 
 use crate::awq;
 use crate::moment::{Moment, NotFinite};
+use crate::outliers::{self, GROUP};
 use crate::round::{Rounded, nearest, spreading};
 use crate::work::{Work, WorkError};
 
@@ -41,6 +43,9 @@ pub struct Options {
     pub damping: f32,
     /// Sees a layer's inputs again after each group of its matrices was rounded.
     pub sequential: bool,
+    /// Bits of activations, and whether outliers among them keep eight; written into the file
+    /// where they are fewer than eight.
+    pub activations: Option<(u8, bool)>,
     /// Forgets what an interrupted run has done.
     pub anew: bool,
 }
@@ -51,6 +56,7 @@ impl Default for Options {
             method: Method::Gptq,
             damping: 0.01,
             sequential: true,
+            activations: None,
             anew: false,
         }
     }
@@ -159,6 +165,9 @@ impl ShrinkReport {
     }
 }
 
+/// Sequences on which outliers are looked for.
+const LOOKED_AT: usize = 16;
+
 /// Tokens of calibration text without which there is nothing to see.
 pub const LEAST_TOKENS: usize = 256;
 
@@ -188,10 +197,29 @@ pub fn shrink(
             least: LEAST_TOKENS,
         });
     }
+    let stored = |t: sedge_models::Tensor| t.dtype.bytes_for(t.values()).unwrap_or(0) as u64;
+    let bytes_in = file.tensors().map(stored).sum();
     let work = Work::open(output, &key(&file, types, text, options), options.anew)?;
-    let model = origin.model()?.model;
     let has = |name: &str| file.has(name);
-    let layers = Layerwise::new(team, model, text, &has).ok_or(ShrinkError::Encoder)?;
+    let order = match options.activations {
+        Some((_, true)) => {
+            let few = &text[..text.len().min(LOOKED_AT)];
+            outliers::hidden_order(team, origin.model()?.model, few, &has)?
+        }
+        _ => None,
+    };
+    let model = origin.model()?.model;
+    let mut layers = Layerwise::new(team, model, text, &has).ok_or(ShrinkError::Encoder)?;
+    if let Some(order) = &order {
+        for states in layers.states() {
+            for row in states.chunks_exact_mut(order.len()) {
+                let own = row.to_vec();
+                row.iter_mut().zip(order).for_each(|(x, &i)| *x = own[i]);
+            }
+        }
+        let norm = layers.last_norm();
+        *norm = order.iter().map(|&i| norm[i]).collect();
+    }
     let total = types.len();
     let mut run = Run {
         team,
@@ -199,7 +227,9 @@ pub fn shrink(
         options,
         work: &work,
         layers,
+        order,
         done: BTreeMap::new(),
+        bits: BTreeMap::new(),
         resumed: 0,
     };
     while !run.layers.is_done() {
@@ -218,7 +248,12 @@ pub fn shrink(
             tensor,
         });
     })?;
-    let Run { done, resumed, .. } = run;
+    let Run {
+        done,
+        bits,
+        resumed,
+        ..
+    } = run;
     let shapes: BTreeMap<String, Vec<usize>> = file.tensors().map(|t| (t.name, t.shape)).collect();
     let mut matrices = Vec::new();
     for (tensor, (dtype, bytes)) in done {
@@ -233,8 +268,14 @@ pub fn shrink(
         }
         file.put(&tensor, dtype, shape, bytes);
     }
+    for (tensor, bits) in bits {
+        let (key, value) = activation_bits(&tensor, &bits);
+        file.set(&key, value);
+    }
     change(&mut file);
-    let file = file.write(output, team, &mut |p| progress(Doing::Writing(p)))?;
+    let mut file = file.write(output, team, &mut |p| progress(Doing::Writing(p)))?;
+    // What was read, not what took its place.
+    file.bytes_in = bytes_in;
     work.remove()?;
     Ok(ShrinkReport {
         matrices,
@@ -251,8 +292,8 @@ fn key(file: &Rewriting<'_>, types: &Types, text: &[Vec<u32>], options: Options)
     }
     hash.update(
         format!(
-            "{types:?} {:?} {} {}",
-            options.method, options.damping, options.sequential
+            "{types:?} {:?} {} {} {:?}",
+            options.method, options.damping, options.sequential, options.activations
         )
         .as_bytes(),
     );
@@ -272,6 +313,10 @@ struct Run<'a> {
     options: Options,
     work: &'a Work,
     layers: Layerwise,
+    /// The order in which the states' channels are taken.
+    order: Option<Vec<usize>>,
+    /// Bits of activations of the tensors that are done, for each group.
+    bits: BTreeMap<String, Vec<u8>>,
     /// Tensors that are done, norms that were changed among them.
     done: BTreeMap<String, (DType, Bytes)>,
     resumed: usize,
@@ -282,7 +327,13 @@ impl Run<'_> {
     fn layer(&mut self, progress: &mut dyn FnMut(usize, &str)) -> Result<(), ShrinkError> {
         let sites = self.layers.sites();
         if !self.resume(&sites)? {
+            if let Some(order) = &self.order {
+                outliers::reorder(self.team, &mut self.layers, order)?;
+            }
+            let sites = self.layers.sites();
+            self.choose_bits(&sites)?;
             self.round_layer(sites, progress)?;
+            self.keep_small()?;
         }
         self.layers.advance(self.team).map_err(ShrinkError::Memory)
     }
@@ -298,22 +349,34 @@ impl Run<'_> {
                 None => return Ok(false),
             }
         }
-        if self.options.method == Method::Awq {
-            for (name, norm) in self.layers.norms() {
-                let Some(bytes) = self.work.find(&name, norm.len() * 4)? else {
+        let mut small = BTreeMap::new();
+        let mut bits = BTreeMap::new();
+        if self.changes_small() {
+            let names = self.small();
+            for (name, values) in names {
+                let Some(bytes) = self.work.find(&name, values.len() * 4)? else {
                     return Ok(false);
                 };
-                for (to, from) in norm.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                    *to = f32::from_le_bytes(*from);
-                }
-                self.done.insert(name, (DType::F32, bytes));
+                small.insert(name, bytes);
             }
         }
+        if self.options.activations.is_some() {
+            for (tensor, _, columns) in tensors(sites) {
+                let (name, groups) = (format!("{tensor}.bits"), columns.div_ceil(GROUP));
+                let Some(found) = self.work.find(&name, groups)? else {
+                    return Ok(false);
+                };
+                bits.insert(tensor, found.to_vec());
+            }
+        }
+        self.bits.extend(bits);
+        self.take_small(small);
         self.resumed += found.len();
         for (tensor, dtype, bytes) in found {
             self.done.insert(tensor, (dtype, bytes));
         }
-        self.adopt(sites);
+        let sites = self.layers.sites();
+        self.adopt(&sites);
         Ok(true)
     }
 
@@ -332,11 +395,6 @@ impl Run<'_> {
             let moments = self.moments(&sites, &(0..inputs).collect::<Vec<_>>())?;
             awq::fold(self.team, &mut self.layers, &sites, &moments, self.types);
             sites = self.layers.sites();
-            for (name, norm) in self.layers.norms() {
-                let values: Vec<u8> = norm.iter().flat_map(|v| v.to_le_bytes()).collect();
-                let kept = self.work.keep(&name, &values)?;
-                self.done.insert(name, (DType::F32, kept));
-            }
         }
         for group in groups {
             let mut moments = match self.options.method {
@@ -359,6 +417,7 @@ impl Run<'_> {
                         self.team,
                         dtype,
                         &site.weight,
+                        None,
                         spread.as_ref(),
                         squares.as_deref(),
                     );
@@ -381,7 +440,90 @@ impl Run<'_> {
             let dtype = self.types[&tensor];
             self.done.insert(tensor, (dtype, kept));
         }
+        let sites = self.layers.sites();
         self.adopt(&sites);
+        Ok(())
+    }
+
+    /// Whether norms and biases become others.
+    fn changes_small(&self) -> bool {
+        self.options.method == Method::Awq || self.order.is_some()
+    }
+
+    /// The layer's norms and biases by their tensors' names.
+    fn small(&mut self) -> BTreeMap<String, Vec<f32>> {
+        let mut all = BTreeMap::new();
+        for site in self.layers.sites() {
+            if let Some(bias) = site.bias {
+                let name = site.tensor.replace(".weight", ".bias");
+                let here: &mut Vec<f32> = all.entry(name).or_default();
+                here.extend(bias);
+            }
+        }
+        let norms = self.layers.norms().into_iter();
+        all.extend(norms.map(|(name, norm)| (name, norm.clone())));
+        all
+    }
+
+    /// Keeps the layer's norms and biases, where they have become others.
+    fn keep_small(&mut self) -> Result<(), ShrinkError> {
+        if !self.changes_small() {
+            return Ok(());
+        }
+        for (name, values) in self.small() {
+            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            let kept = self.work.keep(&name, &bytes)?;
+            self.done.insert(name, (DType::F32, kept));
+        }
+        Ok(())
+    }
+
+    /// Has the layer use norms and biases that were kept.
+    fn take_small(&mut self, small: BTreeMap<String, Bytes>) {
+        let values = |bytes: &Bytes| -> Vec<f32> {
+            let each = bytes.as_chunks::<4>().0.iter();
+            each.map(|b| f32::from_le_bytes(*b)).collect()
+        };
+        for (name, norm) in self.layers.norms() {
+            if let Some(bytes) = small.get(&name) {
+                *norm = values(bytes);
+            }
+        }
+        let sites = self.layers.sites();
+        for (index, site) in sites.into_iter().enumerate() {
+            let name = site.tensor.replace(".weight", ".bias");
+            if let (Some(bytes), Some(_)) = (small.get(&name), &site.bias) {
+                let bias = values(bytes)[site.rows].to_vec();
+                self.layers.replace(index, site.weight, Some(bias));
+            }
+        }
+        let kept = small.into_iter();
+        self.done
+            .extend(kept.map(|(name, bytes)| (name, (DType::F32, bytes))));
+    }
+
+    /// With how many bits the layer's activations will be multiplied.
+    fn choose_bits(&mut self, sites: &[Site]) -> Result<(), ShrinkError> {
+        let Some((bits, mixed)) = self.options.activations else {
+            return Ok(());
+        };
+        let sizes = match mixed {
+            true => outliers::sizes(self.team, &mut self.layers, sites)?,
+            false => Vec::new(),
+        };
+        for (tensor, _, columns) in tensors(sites) {
+            let input = sites
+                .iter()
+                .find(|s| s.tensor == tensor)
+                .map_or(0, |s| s.input);
+            let readers: Vec<&Site> = sites.iter().filter(|s| s.input == input).collect();
+            let all = match sizes.get(input) {
+                Some(sizes) => sizes.bits(self.team, &readers, bits),
+                None => vec![bits; columns.div_ceil(GROUP)],
+            };
+            self.work.keep(&format!("{tensor}.bits"), &all)?;
+            self.bits.insert(tensor, all);
+        }
         Ok(())
     }
 
@@ -439,6 +581,12 @@ impl Run<'_> {
             true => "output.weight",
             false => "token_embd.weight",
         };
+        if self.order.is_some() {
+            let norm = self.layers.last_norm().clone();
+            let bytes: Vec<u8> = norm.iter().flat_map(|v| v.to_le_bytes()).collect();
+            let name = "output_norm.weight".to_owned();
+            self.done.insert(name, (DType::F32, bytes.into()));
+        }
         let left: Vec<_> = file
             .tensors()
             .filter(|t| self.types.contains_key(&t.name) && !self.done.contains_key(&t.name))
@@ -482,10 +630,13 @@ impl Run<'_> {
                     .map_or(0, |row| piece.len() / row);
                 let matrix = Matrix::new(tensor.dtype, rows, columns, piece);
                 let matrix = matrix.expect("a tensor has the bytes of its shape");
+                // Rows of embeddings, and of the output head, are states.
+                let order = self.order.as_deref();
                 let rounded = round(
                     self.team,
                     dtype,
                     &matrix,
+                    order,
                     spread.as_ref(),
                     squares.as_deref(),
                 );
@@ -515,6 +666,7 @@ fn round(
     team: &Team,
     dtype: DType,
     w: &Matrix,
+    order: Option<&[usize]>,
     spread: Option<&crate::Spread>,
     squares: Option<&[f32]>,
 ) -> Rounded {
@@ -529,6 +681,12 @@ fn round(
         let part = w.slice_rows(start..rows.min(start + at_once));
         values.resize(part.rows() * columns, 0.0);
         decode(team, &part, &mut values);
+        if let Some(order) = order {
+            team.for_rows(&mut values, columns, &|_, row| {
+                let own = row.to_vec();
+                row.iter_mut().zip(order).for_each(|(x, &i)| *x = own[i]);
+            });
+        }
         let rounded = match (spread, squares) {
             (Some(spread), Some(squares)) => spreading(team, dtype, &values, spread, squares),
             (None, squares) => nearest(team, dtype, &values, columns, squares),

@@ -36,6 +36,8 @@ pub struct Scheme {
     pub activations: u32,
     /// Keys and values of 4 or 8 bits.
     pub kv: Option<u32>,
+    /// A fifth of the activations at most, where outliers are, keeps eight bits.
+    pub mixed: bool,
 }
 
 /// A target that there is not.
@@ -87,6 +89,7 @@ impl FromStr for Target {
                 weights: dtype,
                 activations: 16,
                 kv: None,
+                mixed: false,
             }));
         }
         scheme(&text).map(Target::Scheme).ok_or_else(|| {
@@ -120,6 +123,7 @@ fn scheme(text: &str) -> Option<Scheme> {
         weights,
         activations,
         kv: kv.filter(|bits| *bits < 16),
+        mixed: activations < 8,
     })
 }
 
@@ -132,6 +136,7 @@ fn bits(pair: &str) -> Option<Scheme> {
         weights,
         activations,
         kv: None,
+        mixed: false,
     })
 }
 
@@ -229,6 +234,7 @@ mod tests {
                 weights,
                 activations,
                 kv,
+                mixed: activations < 8,
             }))
         };
         let read = |text: &str| text.parse::<Target>();

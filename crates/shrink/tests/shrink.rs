@@ -70,6 +70,7 @@ fn types(weights: DType) -> Types {
         weights,
         activations: 16,
         kv: None,
+        mixed: false,
     };
     by_scheme(&seedling(), &scheme).unwrap()
 }

@@ -1,8 +1,9 @@
-//! ggml's numbers for tensor types.
+//! ggml's numbers for tensor types, and Sedge's own.
 
 use sedge_kernels::DType;
 
 /// ggml's number of a type (`enum ggml_type` in ggml.h; files depend on it, so it never changes).
+/// Those from 1001 on are Sedge's own, far from ggml's: other programs refuse such files.
 pub(super) const fn id(dtype: DType) -> u32 {
     match dtype {
         DType::F32 => 0,
@@ -20,6 +21,14 @@ pub(super) const fn id(dtype: DType) -> u32 {
         DType::Iq4Nl => 20,
         DType::Iq4Xs => 23,
         DType::BF16 => 30,
+        DType::B1 => 1001,
+        DType::B2 => 1002,
+        DType::B3 => 1003,
+        DType::B4 => 1004,
+        DType::B5 => 1005,
+        DType::B6 => 1006,
+        DType::B7 => 1007,
+        DType::B8 => 1008,
     }
 }
 
@@ -28,7 +37,7 @@ pub(super) fn dtype(number: u32) -> Option<DType> {
     DType::ALL.into_iter().find(|&d| id(d) == number)
 }
 
-/// Name of any type of ggml's, for errors.
+/// Name of any type, for errors.
 pub(super) fn name(number: u32) -> &'static str {
     if let Some(dtype) = dtype(number) {
         return dtype.name();

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use super::{CHUNK, TOKENS, WIDE, Work, weigh};
+use super::{CHUNK, TOKENS, WIDE, Work, nibbles, weigh};
 use crate::PAGE_TOKENS;
 use crate::kv::PageHead;
 use crate::simd::Sixteen;
@@ -58,6 +58,7 @@ macro_rules! with_stored {
                 let $values = Q8(x.as_chunks().0);
                 $call
             }
+            PageHead::Q4(_) => unreachable!("read by `nibbles`"),
         }
     };
 }
@@ -106,6 +107,13 @@ pub(super) fn chunk<S: Sixteen>(
         let start = p * PAGE_TOKENS;
         let tokens = read.start.max(start)..read.end.min(start + PAGE_TOKENS);
         let values = w.kv.values(layer, id(p), w.head);
+        if let PageHead::Q4(words) = values {
+            match S::QUERIES {
+                4 => nibbles::mix::<S, 4>(s, scores, tokens, words, start, acc),
+                _ => nibbles::mix::<S, 1>(s, scores, tokens, words, start, acc),
+            }
+            continue;
+        }
         match S::QUERIES {
             4 => with_stored!(values, v => mix::<S, _, 4>(s, scores, tokens, v, start, acc)),
             _ => with_stored!(values, v => mix::<S, _, 1>(s, scores, tokens, v, start, acc)),
@@ -122,6 +130,7 @@ fn ask<S: Sixteen>(s: S, page: PageHead<'_>) {
             x.iter().step_by(32).for_each(|line| s.prefetch(line))
         }
         PageHead::Q8(x) => x.iter().step_by(64).for_each(|line| s.prefetch(line)),
+        PageHead::Q4(_) => super::ask_words(s, Some(page)),
     }
 }
 
@@ -148,6 +157,16 @@ fn scores_of<S: Sixteen, const N: usize>(
         }};
     }
     match keys[0] {
+        PageHead::Q4(_) => {
+            let keys = keys.map(|page| match page {
+                PageHead::Q4(words) => words,
+                _ => unreachable!("all pages are of one type"),
+            });
+            match S::QUERIES {
+                4 => nibbles::score::<S, 4, N>(s, q, k_dim, keys, page, scores),
+                _ => nibbles::score::<S, 1, N>(s, q, k_dim, keys, page, scores),
+            }
+        }
         PageHead::F32(_) => score!(F32, F32),
         PageHead::F16(_) => score!(F16, F16),
         PageHead::BF16(_) => score!(BF16, Bf16),

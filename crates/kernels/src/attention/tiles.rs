@@ -10,11 +10,11 @@ use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::{CHUNK, TOKENS, Work};
+use super::{CHUNK, TOKENS, Work, nibbles};
 use crate::amx::Shape;
 use crate::kv::PageHead;
 use crate::simd::{Avx512, Sixteen};
-use crate::{KvShape, KvType, PAGE_TOKENS};
+use crate::{KvShape, KvType, PAGE_TOKENS, hadamard};
 
 /// Queries that share what is decoded of a chunk.
 pub(super) const QUERIES: usize = 128;
@@ -52,6 +52,8 @@ struct Scratch {
     sums: Vec<Sums>,
     /// One for each tile of queries.
     states: Vec<State>,
+    /// A query that is turned, or a head of a page of 4-bit numbers.
+    decoded: Vec<f32>,
 }
 
 /// What a tile's queries have seen so far.
@@ -71,6 +73,7 @@ thread_local! {
             values: Vec::new(),
             sums: Vec::new(),
             states: Vec::new(),
+            decoded: Vec::new(),
         })
     };
 }
@@ -128,7 +131,14 @@ fn attend(w: &Work<'_>, scratch: &mut Scratch) {
     for i in 0..tiles * ROWS {
         // Those that fill up the last tile repeat the last one; their results go nowhere.
         let from = query_at(i.min(queries - 1)) * shape.k_dim;
-        let from = w.q[from..][..shape.k_dim].as_chunks::<WIDE>().0;
+        let mut turned = &w.q[from..][..shape.k_dim];
+        if w.kv.rotated() {
+            scratch.decoded.clear();
+            scratch.decoded.extend_from_slice(turned);
+            hadamard::turn_key(s, shape, &mut scratch.decoded);
+            turned = &scratch.decoded;
+        }
+        let from = turned.as_chunks::<WIDE>().0;
         let tile = &mut scratch.queries[i / ROWS * deep..][..deep];
         for (from, tile) in from.iter().zip(tile) {
             let (low, high) = from.split_at(16);
@@ -150,7 +160,8 @@ fn attend(w: &Work<'_>, scratch: &mut Scratch) {
         let read = all.start.max(first) - first..all.end.min(first + TOKENS) - first;
         let pages = read.start / PAGE_TOKENS..read.end.div_ceil(PAGE_TOKENS);
         for page in pages.clone() {
-            keys(w, w.pages[chunk * CHUNK + page], page, &mut scratch.keys);
+            let id = w.pages[chunk * CHUNK + page];
+            keys(w, id, page, &mut scratch.keys, &mut scratch.decoded);
         }
         let scales = (w.kv.kv_type() == KvType::Q8).then(|| {
             let mut all = [[[0.0; 16]; CHUNK]; 2];
@@ -162,7 +173,8 @@ fn attend(w: &Work<'_>, scratch: &mut Scratch) {
             all
         });
         let scales = scales.as_ref();
-        let strange = values(w, chunk, pages.clone(), read, &mut scratch.values);
+        let room = &mut scratch.decoded;
+        let strange = values(w, chunk, pages.clone(), read, &mut scratch.values, room);
         for (tile, queries) in scratch.queries.chunks_exact(deep).enumerate() {
             let within = |position: usize| position.clamp(first, first + TOKENS) - first;
             let (start, last) = (tile * ROWS, tile * ROWS + ROWS - 1);
@@ -197,6 +209,10 @@ fn attend(w: &Work<'_>, scratch: &mut Scratch) {
         for (o, v) in out.iter_mut().zip(flat(sums)) {
             *o = *v * inverse;
         }
+        if w.kv.rotated() {
+            hadamard::turn(s, out);
+        }
+        w.kv.put_back(a.layer, w.head, out);
     }
 }
 }
@@ -275,6 +291,12 @@ fn weigh(
 }
 }
 
+/// Room for so many values.
+fn sized(room: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    room.resize(room.len().max(len), 0.0);
+    &mut room[..len]
+}
+
 /// The sums of a query as plain values.
 #[inline(always)]
 fn flat(sums: &mut [Sums]) -> &mut [f32] {
@@ -346,14 +368,22 @@ fn vector(page: PageHead<'_>, at: usize) -> __m512 {
         PageHead::F16(x) => s.load_f16(x[part].try_into().expect(wrong)),
         PageHead::BF16(x) => s.load_bf16(x[part].try_into().expect(wrong)),
         PageHead::Q8(x) => s.load_i8(x[part].try_into().expect(wrong)),
+        PageHead::Q4(_) => unreachable!("decoded before"),
     }
 }
 }
 
 avx512! {
 /// Puts a page's keys, `[k_dim][16]`, into its tiles. Their scales multiply the scores.
-fn keys(w: &Work<'_>, id: u32, page: usize, tiles: &mut [Tile]) {
-    let from = w.kv.keys(w.a.layer, id, w.head);
+fn keys(w: &Work<'_>, id: u32, page: usize, tiles: &mut [Tile], room: &mut Vec<f32>) {
+    let mut from = w.kv.keys(w.a.layer, id, w.head);
+    if let PageHead::Q4(words) = from {
+        let k_dim = w.kv.shape().k_dim;
+        let decoded = sized(room, k_dim * PAGE_TOKENS);
+        let out = decoded.as_chunks_mut::<16>().0.iter_mut();
+        nibbles::keys(Avx512::here(), words, k_dim, out);
+        from = PageHead::F32(decoded);
+    }
     for (depth, tiles) in tiles.chunks_exact_mut(CHUNK).enumerate() {
         for (pair, out) in tiles[page].0.iter_mut().enumerate() {
             let at = (depth * WIDE + 2 * pair) * PAGE_TOKENS;
@@ -372,13 +402,19 @@ fn values(
     pages: Range<usize>,
     read: Range<usize>,
     tiles: &mut [Tile],
+    room: &mut Vec<f32>,
 ) -> u64 {
     let v_dim = w.kv.shape().v_dim;
     let mut strange = 0;
     for page in 0..CHUNK {
-        let from = pages
+        let mut from = pages
             .contains(&page)
             .then(|| w.kv.values(w.a.layer, w.pages[chunk * CHUNK + page], w.head));
+        if let Some(PageHead::Q4(words)) = from {
+            let decoded = sized(room, PAGE_TOKENS * v_dim);
+            nibbles::values(Avx512::here(), words, v_dim, decoded.as_chunks_mut().0);
+            from = Some(PageHead::F32(decoded));
+        }
         for pair in 0..PAGE_TOKENS / 2 {
             let token = page * PAGE_TOKENS + 2 * pair;
             let (half, row) = (token / WIDE, token % WIDE / 2);

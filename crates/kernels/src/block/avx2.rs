@@ -101,6 +101,54 @@ fn run(dtype: DType, job: Job<'_>) {
             |b| iq4_xs_scales(b),
             |b: &[u8; 136], s, g| iq4(at(b, 8 + 16 * g), s[g]),
         ),
+        DType::B1 => each(
+            dtype,
+            job,
+            |b: &[u8; 18]| half(b, 0),
+            |b, d, g| bipolar::<1, 18>(b, *d, g),
+        ),
+        DType::B2 => each(
+            dtype,
+            job,
+            |b: &[u8; 34]| half(b, 0),
+            |b, d, g| bipolar::<2, 34>(b, *d, g),
+        ),
+        DType::B3 => each(
+            dtype,
+            job,
+            |b: &[u8; 50]| half(b, 0),
+            |b, d, g| bipolar::<3, 50>(b, *d, g),
+        ),
+        DType::B4 => each(
+            dtype,
+            job,
+            |b: &[u8; 66]| half(b, 0),
+            |b, d, g| bipolar::<4, 66>(b, *d, g),
+        ),
+        DType::B5 => each(
+            dtype,
+            job,
+            |b: &[u8; 82]| half(b, 0),
+            |b, d, g| bipolar::<5, 82>(b, *d, g),
+        ),
+        DType::B6 => each(
+            dtype,
+            job,
+            |b: &[u8; 98]| half(b, 0),
+            |b, d, g| bipolar::<6, 98>(b, *d, g),
+        ),
+        DType::B7 => each(
+            dtype,
+            job,
+            |b: &[u8; 114]| half(b, 0),
+            |b, d, g| bipolar::<7, 114>(b, *d, g),
+        ),
+        DType::B8 => each(
+            dtype,
+            job,
+            |b: &[u8; 130]| half(b, 0),
+            |b, d, g| bipolar::<8, 130>(b, *d, g),
+        ),
     }
 }
 
@@ -478,4 +526,27 @@ fn iq4_xs_scales(b: &[u8; 136]) -> [f32; 8] {
         *scale = d * (f32::from(bits) - 32.0);
     }
     scales
+}
+
+/// 32 columns of `P` planes of bits, each plane 128 bits of the block.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn bipolar<const P: usize, const N: usize>(b: &[u8; N], d: f32, group: usize) -> Values {
+    let (lanes, one) = (
+        _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
+        _mm256_set1_epi32(1),
+    );
+    let (top, d) = (_mm256_set1_epi32((1 << P) - 1), _mm256_set1_ps(d));
+    let mut out = [_mm256_setzero_ps(); GROUP / LANES];
+    for (i, out) in out.iter_mut().enumerate() {
+        let mut code = _mm256_setzero_si256();
+        for plane in (0..P).rev() {
+            let eight = _mm256_set1_epi32(b[2 + 16 * plane + 4 * group + i].into());
+            let bits = _mm256_and_si256(_mm256_srlv_epi32(eight, lanes), one);
+            code = _mm256_or_si256(_mm256_slli_epi32::<1>(code), bits);
+        }
+        let odd = _mm256_sub_epi32(_mm256_slli_epi32::<1>(code), top);
+        *out = _mm256_mul_ps(_mm256_cvtepi32_ps(odd), d);
+    }
+    out
 }

@@ -3,6 +3,7 @@
 
 use half::{bf16, f16};
 
+use super::bipolar;
 use crate::DType;
 
 /// Decodes whole blocks; the caller has checked that `bytes` holds exactly `out.len()` values.
@@ -27,6 +28,14 @@ pub(crate) fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
         DType::Q6K => each(bytes, out, q6_k),
         DType::Iq4Nl => each(bytes, out, iq4_nl),
         DType::Iq4Xs => each(bytes, out, iq4_xs),
+        DType::B1 => each(bytes, out, bipolar::decode::<1, 18>),
+        DType::B2 => each(bytes, out, bipolar::decode::<2, 34>),
+        DType::B3 => each(bytes, out, bipolar::decode::<3, 50>),
+        DType::B4 => each(bytes, out, bipolar::decode::<4, 66>),
+        DType::B5 => each(bytes, out, bipolar::decode::<5, 82>),
+        DType::B6 => each(bytes, out, bipolar::decode::<6, 98>),
+        DType::B7 => each(bytes, out, bipolar::decode::<7, 114>),
+        DType::B8 => each(bytes, out, bipolar::decode::<8, 130>),
     }
 }
 
@@ -43,7 +52,7 @@ fn each<const B: usize, const N: usize>(
     }
 }
 
-fn half(bytes: [u8; 2]) -> f32 {
+pub(super) fn half(bytes: [u8; 2]) -> f32 {
     f16::from_le_bytes(bytes).to_f32()
 }
 

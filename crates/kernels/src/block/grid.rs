@@ -76,6 +76,10 @@ impl Shape {
             DType::Q6K => shape(256, 16, whole(-32, 31), false, Some((128, 127, 0))),
             DType::Iq4Xs => shape(256, 32, Levels::Iq4, false, Some((32, 31, 0))),
             DType::F32 | DType::F16 | DType::BF16 => None,
+            _ => {
+                let bits = dtype.bipolar_bits()?;
+                shape(128, 128, whole(0, (1 << bits) - 1), false, None)
+            }
         }
     }
 }
@@ -130,27 +134,26 @@ impl Grid {
         write(self.shape.dtype, &self.header, codes, out);
     }
 
-    /// Rounds values one after the other, each one's error spread over those after it.
+    /// Rounds a block's values one after the other, each one's error spread over those after it.
     ///
-    /// `x` are the values of a run of columns, `grids` of their blocks; `spread`, `[columns,
-    /// columns]` in rows `stride` apart, is the part of those columns of the upper Cholesky
-    /// factor of the inverse second moment of what the columns are multiplied with. `x` becomes
-    /// what is stored, `errors` what is to be spread over further columns.
+    /// `x` are the values of the block's columns and of some that follow, which take their share;
+    /// `spread`, as many columns in rows `stride` apart, is those columns' part of the upper
+    /// Cholesky factor of the inverse second moment of what they are multiplied with. The block's
+    /// values become what is stored, `errors` what is to be spread over further columns.
     ///
     /// # Panics
     /// When the lengths do not fit.
     pub fn round_spreading(
-        grids: &[Grid],
+        &self,
         x: &mut [f32],
         (spread, stride): (&[f32], usize),
         codes: &mut [u8],
         errors: &mut [f32],
     ) {
-        let columns = x.len();
-        let fits = grids.iter().map(|g| g.shape.len).sum::<usize>() == columns;
-        assert!(fits && codes.len() == columns && errors.len() == columns);
-        assert!(columns == 0 || spread.len() >= (columns - 1) * stride + columns);
-        (isa().round_spreading)(grids, x, (spread, stride), codes, errors);
+        let (len, columns) = (self.shape.len, x.len());
+        assert!(columns >= len && codes.len() == len && errors.len() == len);
+        assert!(spread.len() >= (len - 1) * stride + columns);
+        (isa().round_spreading)(self, x, (spread, stride), codes, errors);
     }
 }
 
@@ -234,7 +237,7 @@ impl Levels {
 /// One instruction set's way of [`Grid::fit`].
 pub(crate) type Fit = fn(Shape, &[f32], Option<&[f32]>) -> Grid;
 /// One instruction set's way of [`Grid::round_spreading`].
-pub(crate) type RoundSpreading = fn(&[Grid], &mut [f32], (&[f32], usize), &mut [u8], &mut [f32]);
+pub(crate) type RoundSpreading = fn(&Grid, &mut [f32], (&[f32], usize), &mut [u8], &mut [f32]);
 
 /// The definition of [`Grid::fit`], compiled for each instruction set.
 #[inline(always)]
@@ -246,6 +249,9 @@ pub(crate) fn fit(shape: Shape, given: &[f32], importance: Option<&[f32]>) -> Gr
         *x = tame(*given);
     }
     weigh(shape, x, importance, w);
+    if let Some(bits) = shape.dtype.bipolar_bits() {
+        return bipolar(shape, bits, x, w);
+    }
     let subs = shape.len / shape.sub;
     let mut fits = [(0.0f32, 0.0f32); 16];
     for i in 0..subs {
@@ -272,6 +278,29 @@ pub(crate) fn fit(shape: Shape, given: &[f32], importance: Option<&[f32]>) -> Gr
             }
         }
     }
+    Grid {
+        shape,
+        scales,
+        inverses: scales.map(to_inverse),
+        minima,
+        header,
+    }
+}
+
+/// A grid of odd integers: `scale · (2 code − (2ᵖ − 1))`.
+#[inline(always)]
+fn bipolar(shape: Shape, bits: usize, x: &[f32], w: &[f32]) -> Grid {
+    let (mut block, mut weights) = ([0.0; super::bipolar::BLOCK], [0.0; super::bipolar::BLOCK]);
+    block.copy_from_slice(x);
+    weights.copy_from_slice(w);
+    let scale = to_half(super::bipolar::fit(bits, &block, &weights));
+    let (mut scales, mut minima) = ([0.0; 16], [0.0; 16]);
+    scales[0] = 2.0 * scale.to_f32();
+    minima[0] = scale.to_f32() * ((1 << bits) - 1) as f32;
+    let header = Header {
+        outer: [scale, f16::ZERO],
+        ..Header::default()
+    };
     Grid {
         shape,
         scales,
@@ -482,27 +511,22 @@ fn nest(
 /// The definition of [`Grid::round_spreading`], compiled for each instruction set.
 #[inline(always)]
 pub(crate) fn round_spreading(
-    grids: &[Grid],
+    grid: &Grid,
     x: &mut [f32],
     (spread, stride): (&[f32], usize),
     codes: &mut [u8],
     errors: &mut [f32],
 ) {
     let columns = x.len();
-    let mut start = 0;
-    for grid in grids {
-        for column in 0..grid.shape.len {
-            let j = start + column;
-            let (code, value) = grid.round(column, x[j]);
-            let row = &spread[j * stride..][..columns];
-            let error = (x[j] - value) / row[j];
-            (codes[j], errors[j]) = (code, error);
-            x[j] = value;
-            for (x, u) in x[j + 1..].iter_mut().zip(&row[j + 1..]) {
-                *x -= error * u;
-            }
+    for j in 0..grid.shape.len {
+        let (code, value) = grid.round(j, x[j]);
+        let row = &spread[j * stride..][..columns];
+        let error = (x[j] - value) / row[j];
+        (codes[j], errors[j]) = (code, error);
+        x[j] = value;
+        for (x, u) in x[j + 1..].iter_mut().zip(&row[j + 1..]) {
+            *x -= error * u;
         }
-        start += grid.shape.len;
     }
 }
 
@@ -571,7 +595,7 @@ mod tests {
                 let grid = (set.fit)(shape, &x, Some(&importance));
                 let (mut x, mut codes, mut errors) = (x.clone(), vec![0; len], vec![0.0; len]);
                 let to = (&mut codes[..], &mut errors[..]);
-                (set.round_spreading)(&[grid], &mut x, (&spread, len), to.0, to.1);
+                (set.round_spreading)(&grid, &mut x, (&spread, len), to.0, to.1);
                 found.push((x, codes, errors));
             }
             assert!(found.iter().all(|f| *f == found[0]), "{dtype}");
@@ -651,13 +675,7 @@ mod tests {
         let nearest: Vec<f32> = (0..n).map(|i| grid.round(i, weights[i]).1).collect();
         let mut spreading = weights.clone();
         let (mut codes, mut errors) = (vec![0; n], vec![0.0; n]);
-        Grid::round_spreading(
-            &[grid],
-            &mut spreading,
-            (&spread, n),
-            &mut codes,
-            &mut errors,
-        );
+        grid.round_spreading(&mut spreading, (&spread, n), &mut codes, &mut errors);
         let (plain, spread) = (product_error(&nearest), product_error(&spreading));
         assert!(spread < 0.2 * plain, "{spread} against {plain}");
     }

@@ -1,8 +1,11 @@
 //! Codes and scales into blocks: what `decode.rs` takes apart, put together.
+#![allow(clippy::needless_range_loop)] // one index walks several arrays
 
 use half::f16;
 
 use crate::DType;
+
+use super::bipolar;
 
 /// What a block has beside its codes.
 #[derive(Debug, Clone, Copy, Default)]
@@ -102,6 +105,17 @@ pub(crate) fn write(dtype: DType, h: &Header, codes: &[u8], out: &mut Vec<u8>) {
             for (b, codes) in b[8..136].chunks_exact_mut(16).zip(codes.chunks_exact(32)) {
                 halves(b, codes);
             }
+        }
+        DType::B1
+        | DType::B2
+        | DType::B3
+        | DType::B4
+        | DType::B5
+        | DType::B6
+        | DType::B7
+        | DType::B8 => {
+            let bits = dtype.bipolar_bits().unwrap_or(8);
+            bipolar::write(bits, d, codes, b);
         }
         DType::F32 | DType::F16 | DType::BF16 => unreachable!("plain types have no blocks"),
     }

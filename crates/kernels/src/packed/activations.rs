@@ -4,18 +4,26 @@ use std::ops::Range;
 
 use crate::team::{Disjoint, Team};
 
-use super::quantized::Quantized;
+use super::bits::ActivationBits;
+use super::kernels::kernels;
+use super::layout::GROUP;
+use super::quantized::{GroupOut, Quantized};
 use super::rounded::{Rounded, TILE};
 
 /// Forms that rows take which are not rounded to bfloat16.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Forms {
-    /// 8-bit integers, for quantised weights.
+    /// Integers of up to 8 bits, for quantised weights.
     pub codes: bool,
     /// As they are, for weights of 16 bits.
     pub floats: bool,
     /// Blocks of more rows of integers are filled up to 16 where the machine has tiles for them.
     pub few: usize,
+    /// Bits of the integers, and of what floats are rounded to; 8, and not at all, without.
+    pub bits: Option<ActivationBits>,
+    /// Two groups of 64 columns each share a scale, and the larger of their bits: what weights
+    /// in blocks of 128 columns read.
+    pub pairs: bool,
 }
 
 impl std::ops::BitOr for Forms {
@@ -26,6 +34,8 @@ impl std::ops::BitOr for Forms {
             codes: self.codes || other.codes,
             floats: self.floats || other.floats,
             few: self.few.max(other.few),
+            bits: ActivationBits::finest(self.bits.as_ref(), other.bits.as_ref()),
+            pairs: self.pairs || other.pairs,
         }
     }
 }
@@ -47,6 +57,8 @@ pub struct Activations {
     pub(super) integers: Quantized,
     /// `[exact][cols, padded to whole tiles]`.
     floats: Vec<f32>,
+    /// See [`coarse`](Activations::coarse).
+    coarse: Vec<f32>,
     pub(super) rounded: Rounded,
 }
 
@@ -61,8 +73,8 @@ impl Activations {
         self.cols
     }
 
-    /// Takes `x`, whole rows of `cols` values, the first `exact` of them in these forms. The
-    /// integers are the nearest to `127 · x / max|x|`, the maximum over 64 columns. Values that
+    /// Takes `x`, whole rows of `cols` values, the first `exact` of them in these forms. Of 8
+    /// bits, the integers are the nearest to `127 · x / max|x|`, the maximum over 64 columns. Values that
     /// are not finite spoil the outputs of their row.
     ///
     /// # Panics
@@ -117,6 +129,26 @@ impl Activations {
         });
     }
 
+    /// Rounds whole rows of `cols` values to so many bits and back to f32, in pairs of groups or
+    /// not, for [`coarse`](Activations::coarse).
+    pub fn coarsen(
+        &mut self,
+        team: &Team,
+        x: &[f32],
+        cols: usize,
+        (bits, pairs): (&ActivationBits, bool),
+    ) {
+        self.coarse.clear();
+        self.coarse.extend_from_slice(x);
+        team.for_rows(&mut self.coarse, cols, &|_, row| coarsen(row, bits, pairs));
+    }
+
+    /// The rows that [`coarsen`](Activations::coarsen) has rounded, as f32: what products of
+    /// weights that are not packed read where activations have fewer than 8 bits.
+    pub fn coarse(&self) -> &[f32] {
+        &self.coarse
+    }
+
     /// Takes a shape, of rounded rows that are to be written.
     pub(super) fn shape(&mut self, rows: usize, cols: usize, exact: usize) -> &mut Rounded {
         assert!(exact <= rows, "{exact} of {rows} rows");
@@ -133,25 +165,30 @@ impl Activations {
         make: &(dyn Fn(usize, &mut [f32]) + Sync),
     ) {
         let (cols, exact, width) = (self.cols, self.exact, self.width());
-        self.forms = forms;
-        if !forms.floats {
-            return self.integers.fill_with(team, exact, cols, forms.few, make);
+        let bits = forms.bits.clone();
+        if forms.floats {
+            if self.floats.len() < exact * width {
+                self.floats.resize(exact * width, 0.0);
+            }
+            let floats = &mut self.floats[..exact * width];
+            team.for_rows(floats, width, &|row, out| {
+                make(row, &mut out[..cols]);
+                out[cols..].fill(0.0);
+                if let Some(bits) = &bits {
+                    coarsen(&mut out[..cols], bits, forms.pairs);
+                }
+            });
         }
-        if self.floats.len() < exact * width {
-            self.floats.resize(exact * width, 0.0);
-        }
-        let floats = &mut self.floats[..exact * width];
-        team.for_rows(floats, width, &|row, out| {
-            make(row, &mut out[..cols]);
-            out[cols..].fill(0.0);
-        });
         if forms.codes {
-            let floats = &self.floats;
-            self.integers
-                .fill_with(team, exact, cols, forms.few, &|row, out| {
+            let (floats, shape) = (&self.floats, (exact, cols));
+            match forms.floats && bits.is_none() {
+                true => self.integers.fill_with(team, shape, &forms, &|row, out| {
                     out.copy_from_slice(&floats[row * width..][..cols]);
-                });
+                }),
+                false => self.integers.fill_with(team, shape, &forms, make),
+            }
         }
+        self.forms = forms;
     }
 
     /// Columns with those that fill the last tile up.
@@ -169,5 +206,31 @@ impl Activations {
     pub(super) fn integers(&self) -> &Quantized {
         assert!(self.forms.codes || self.exact == 0);
         &self.integers
+    }
+}
+
+/// Rounds a row to so many bits and back.
+pub(super) fn coarsen(row: &mut [f32], bits: &ActivationBits, pairs: bool) {
+    let together = if pairs { 2 } else { 1 };
+    for (i, row) in row.chunks_mut(together * GROUP).enumerate() {
+        let mut x = [[0.0; GROUP]; 2];
+        x.as_flattened_mut()[..row.len()].copy_from_slice(row);
+        let (mut codes, mut scales) = ([[0; GROUP]; 2], [0.0; 2]);
+        let (mut sums, mut slab_sums) = ([[0; 4]; 2], [[0.0; 2]; 2]);
+        let mut outs = Vec::with_capacity(2);
+        let cells = codes.iter_mut().zip(&mut scales);
+        for ((codes, scale), (sums, slab_sums)) in cells.zip(sums.iter_mut().zip(&mut slab_sums)) {
+            outs.push(GroupOut {
+                codes,
+                scale,
+                sums,
+                slab_sums,
+            });
+        }
+        let bits = bits.of_some(i * together, together);
+        (kernels().quantize)(&x[..together], bits, &mut outs[..together]);
+        for (x, code) in row.iter_mut().zip(codes.as_flattened()) {
+            *x = f32::from(*code) * scales[0];
+        }
     }
 }

@@ -2,17 +2,19 @@
 //!
 //! A tile product sums a block's columns in integers. Its sums are stored and scaled by vector
 //! instructions while the next group's products run; those are the limit (40 cycles of vector
-//! arithmetic for 32 of tile products in a group of 64 columns).
+//! arithmetic for 32 of tile products in a group of 64 columns). Blocks of 128 columns need 24
+//! for 32; loading tiles is then the limit.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use crate::amx::{Entered, Shape};
 
 use super::avx512::{load_f32, scaled, store_f32};
 use super::kernels::{Kernels, Tiles};
-use super::layout::{GROUP, SLAB, STRIP};
+use super::layout::{GROUP, PAIR, SLAB, STRIP};
 use super::panel::Panel;
 use super::quantized::{BLOCK_ROWS, RowBlock};
 
@@ -26,17 +28,19 @@ pub(super) fn kernels() -> Option<&'static Kernels> {
             name: "amx-int8",
             tiles: Some(Tiles {
                 enter,
-                multiply: |_, p, x, out| {
+                multiply: |_, p, x, groups, out| {
                     assert!(p.signed, "tiles take signed codes");
                     assert_eq!((x.height, out.len()), (BLOCK_ROWS, BLOCK_ROWS));
                     // SAFETY: `enter` has set the tiles' shape, or its value would not be here,
                     // and the instructions are there, by the check above.
                     unsafe {
                         match (p.block, p.minima.is_empty()) {
-                            (SLAB, true) => block_products::<SLAB, false>(p, x, out),
-                            (SLAB, false) => block_products::<SLAB, true>(p, x, out),
-                            (_, true) => block_products::<16, false>(p, x, out),
-                            (_, false) => block_products::<16, true>(p, x, out),
+                            (PAIR, true) => pair_products::<false>(p, x, groups, out),
+                            (PAIR, false) => pair_products::<true>(p, x, groups, out),
+                            (SLAB, true) => block_products::<SLAB, false>(p, x, groups, out),
+                            (SLAB, false) => block_products::<SLAB, true>(p, x, groups, out),
+                            (_, true) => block_products::<16, false>(p, x, groups, out),
+                            (_, false) => block_products::<16, true>(p, x, groups, out),
                         }
                     }
                 },
@@ -50,10 +54,12 @@ pub(super) fn kernels() -> Option<&'static Kernels> {
 
 /// Rows of weights are a block's columns, by fours; rows of activations hold them all.
 fn enter(p: &Panel) -> Entered {
+    // A block of two groups is two products.
+    let columns = p.block.min(GROUP);
     crate::amx::enter(&Shape {
         sums: BLOCK_ROWS as u8,
-        left: (BLOCK_ROWS as u8, p.block as u16),
-        right: (p.block as u8 / 4, 64),
+        left: (BLOCK_ROWS as u8, columns as u16),
+        right: (columns as u8 / 4, 64),
     })
 }
 
@@ -62,20 +68,35 @@ fn enter(p: &Panel) -> Entered {
 #[repr(C, align(64))]
 struct Sums([[[i32; STRIP]; BLOCK_ROWS]; 2]);
 
+/// What sums of groups from `start` on begin at: those before.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,f16c,fma")]
+#[inline]
+fn begin(start: usize, out: &[[f32; STRIP]]) -> [__m512; BLOCK_ROWS] {
+    let mut acc = [_mm512_setzero_ps(); BLOCK_ROWS];
+    if start > 0 {
+        for (acc, out) in acc.iter_mut().zip(out) {
+            *acc = load_f32(out);
+        }
+    }
+    acc
+}
+
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,f16c,fma")]
 fn block_products<const BLOCK: usize, const MINIMA: bool>(
     p: &Panel,
     x: RowBlock<'_>,
+    groups: Range<usize>,
     out: &mut [[f32; STRIP]],
 ) {
-    let groups = p.groups;
-    let codes = &x.codes[..groups * BLOCK_ROWS];
-    let x_scales = &x.scales.as_chunks::<BLOCK_ROWS>().0[..groups];
-    let x_sums = &x.sums.as_chunks::<4>().0[..groups * BLOCK_ROWS];
-    let x_slab_sums = &x.slab_sums.as_chunks::<2>().0[..groups * BLOCK_ROWS];
-    let weights = &p.codes[..groups * GROUP / 4];
+    let (start, groups) = (groups.start, groups.len());
+    let codes = &x.codes[start * BLOCK_ROWS..][..groups * BLOCK_ROWS];
+    let x_scales = &x.scales.as_chunks::<BLOCK_ROWS>().0[start..][..groups];
+    let x_sums = &x.sums.as_chunks::<4>().0[start * BLOCK_ROWS..][..groups * BLOCK_ROWS];
+    let x_slab_sums = &x.slab_sums.as_chunks::<2>().0[start * BLOCK_ROWS..][..groups * BLOCK_ROWS];
+    let weights = &p.codes[start * GROUP / 4..][..groups * GROUP / 4];
+    let first = start * GROUP / BLOCK;
     let steps = GROUP / BLOCK / 2;
-    let mut acc = [_mm512_setzero_ps(); BLOCK_ROWS];
+    let mut acc = begin(start, out);
     let mut sums = Sums([[[0; STRIP]; BLOCK_ROWS]; 2]);
     // A step is two blocks. The tiles hold the next step's sums while those of the last, which
     // are stored, are scaled.
@@ -102,7 +123,7 @@ fn block_products<const BLOCK: usize, const MINIMA: bool>(
             if more {
                 multiply(step + 1);
             }
-            let at = 2 * step;
+            let at = first + 2 * step;
             let s = [load_f32(&p.scales[at]), load_f32(&p.scales[at + 1])];
             let mut least = [_mm512_setzero_ps(); 2];
             if MINIMA {
@@ -138,6 +159,117 @@ fn block_products<const BLOCK: usize, const MINIMA: bool>(
         store_f32(out, acc);
     }
 }
+
+/// Types whose blocks are two groups: two tile products for each scaling.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,f16c,fma")]
+fn pair_products<const MINIMA: bool>(
+    p: &Panel,
+    x: RowBlock<'_>,
+    groups: Range<usize>,
+    out: &mut [[f32; STRIP]],
+) {
+    let (first, blocks) = (groups.start / 2, groups.len() / 2);
+    let codes = &x.codes[2 * first * BLOCK_ROWS..][..2 * blocks * BLOCK_ROWS];
+    let x_scales = &x.scales.as_chunks::<BLOCK_ROWS>().0[2 * first..][..2 * blocks];
+    let x_slab_sums = &x.slab_sums.as_chunks::<2>().0[2 * first * BLOCK_ROWS..];
+    let weights = &p.codes[first * PAIR / 4..][..blocks * PAIR / 4];
+    let mut acc = begin(first, out);
+    let mut sums = Sums([[[0; STRIP]; BLOCK_ROWS]; 2]);
+    // As in `block_products`, tiles are a block ahead of what is scaled.
+    let multiply = |block: usize| {
+        let a = codes[2 * block * BLOCK_ROWS..][..2 * BLOCK_ROWS].as_ptr();
+        let b = weights[block * PAIR / 4..][..PAIR / 4].as_ptr();
+        // SAFETY: the tiles have the shape that `enter` set; each load stays within two groups.
+        unsafe {
+            match block % 2 {
+                0 => multiply_first(a.cast(), b.cast()),
+                _ => multiply_second(a.cast(), b.cast()),
+            }
+        }
+    };
+    if blocks > 0 {
+        multiply(0);
+        // SAFETY: the tiles are configured and the sums have their size.
+        unsafe { store_first(&mut sums) };
+    }
+    for block in 0..blocks {
+        let more = block + 1 < blocks;
+        if more {
+            multiply(block + 1);
+        }
+        let s = load_f32(&p.scales[first + block]);
+        let here = &sums.0[block % 2];
+        for m in 0..BLOCK_ROWS {
+            // SAFETY: reads the 16 integers of the array.
+            let sum = unsafe { _mm512_loadu_si512(here[m].as_ptr().cast()) };
+            let mut t = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), s);
+            if MINIMA {
+                let of = |group: usize| &x_slab_sums[(2 * block + group) * BLOCK_ROWS + m];
+                let ([a, b], [c, d]) = (of(0), of(1));
+                let least = load_f32(&p.minima[first + block]);
+                t = _mm512_fnmadd_ps(least, _mm512_set1_ps(a + b + c + d), t);
+            }
+            acc[m] = _mm512_fmadd_ps(t, _mm512_set1_ps(x_scales[2 * block][m]), acc[m]);
+        }
+        if more {
+            // SAFETY: as above.
+            unsafe {
+                match block % 2 {
+                    0 => store_second(&mut sums),
+                    _ => store_first(&mut sums),
+                }
+            }
+        }
+    }
+    for (acc, out) in acc.into_iter().zip(out) {
+        store_f32(out, acc);
+    }
+}
+
+/// Functions that multiply a block of two groups into one of the tiles of sums, and that store
+/// it into its half of the sums. `a` are activations, 64 bytes from row to row, and `b` codes, a
+/// KiB of each a group.
+macro_rules! pair_tile {
+    ($multiply:ident, $store:ident, $sum:tt, $left:tt, $right:tt, $half:literal) => {
+        /// # Safety
+        /// The tiles are configured as [`enter`] does, and the operands are there.
+        #[inline(always)]
+        unsafe fn $multiply(a: *const i8, b: *const u8) {
+            // SAFETY: by the caller's promise.
+            unsafe {
+                asm!(
+                    concat!("tilezero ", $sum),
+                    concat!("tileloadd ", $left, ", [{a} + {row}]"),
+                    concat!("tileloadd ", $right, ", [{b} + {row}]"),
+                    concat!("tdpbssd ", $sum, ", ", $left, ", ", $right),
+                    concat!("tileloadd ", $left, ", [{a} + {row} + 1024]"),
+                    concat!("tileloadd ", $right, ", [{b} + {row} + 1024]"),
+                    concat!("tdpbssd ", $sum, ", ", $left, ", ", $right),
+                    a = in(reg) a, b = in(reg) b, row = in(reg) 64usize,
+                    out($sum) _, out($left) _, out($right) _,
+                    options(nostack, preserves_flags),
+                );
+            }
+        }
+
+        /// # Safety
+        /// The tile is configured, of 16 rows of 64 bytes.
+        #[inline(always)]
+        unsafe fn $store(sums: &mut Sums) {
+            // SAFETY: by the caller's promise; a tile fills half of the sums.
+            unsafe {
+                asm!(
+                    concat!("tilestored [{c} + {row}], ", $sum),
+                    c = in(reg) sums.0[$half].as_mut_ptr(), row = in(reg) 64usize,
+                    options(nostack, preserves_flags),
+                );
+            }
+        }
+    };
+}
+
+pair_tile!(multiply_first, store_first, "tmm0", "tmm4", "tmm6", 0);
+pair_tile!(multiply_second, store_second, "tmm1", "tmm5", "tmm7", 1);
 
 /// Multiplies two blocks into tiles 0 and 1: `a` are activations, 64 bytes from row to row,
 /// `b` codes, 64 bytes from four columns to the next four.

@@ -119,15 +119,16 @@ fn decode<F: Format>(units: &[u8], half: usize, out: &mut [Tiles]) {
         for (slab, tiles) in out.iter_mut().enumerate() {
             let codes = codes::<F>(&unit[slab * F::SLAB_BYTES..][..F::SLAB_BYTES]);
             let tile = &mut tiles.0[half];
-            for part in 0..SLAB / F::BLOCK {
-                let block = slab * (SLAB / F::BLOCK) + part;
+            let width = F::BLOCK.min(SLAB);
+            for part in 0..SLAB / width {
+                let block = (slab * SLAB + part * width) / F::BLOCK;
                 let s = scales::<F>(unit, F::SCALES, block, scale);
                 let mut least = _mm512_mul_ps(zero, s);
                 if F::MINIMA {
                     let minimum = scales::<F>(unit, F::MINIMUMS, block, minimum);
                     least = _mm512_fmsub_ps(zero, s, minimum);
                 }
-                for v in part * F::BLOCK / 4..(part + 1) * F::BLOCK / 4 {
+                for v in part * width / 4..(part + 1) * width / 4 {
                     let c = codes[v];
                     let columns = [
                         _mm512_and_si512(c, byte),

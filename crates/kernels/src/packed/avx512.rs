@@ -5,9 +5,9 @@ use std::arch::x86_64::*;
 use crate::DType;
 
 use super::kernels::Kernels;
-use super::layout::{Format, GROUP, SLAB, STRIP, with_format};
+use super::layout::{Format, GROUP, PAIR, SLAB, STRIP, with_format};
 use super::panel::{Codes, Panel};
-use super::quantized::{GroupOut, RowBlock, factors};
+use super::quantized::{BIPOLAR_BITS, GroupOut, RowBlock, factors, quantize_groups, top};
 
 /// The set, where the machine has it.
 pub(super) fn kernels() -> Option<&'static Kernels> {
@@ -28,16 +28,23 @@ pub(super) static AVX512: Kernels = Kernels {
     pack: |dtype, stored, row_bytes, strip| unsafe {
         with_format!(dtype, pack(stored, row_bytes, strip));
     },
-    quantize: |x, out| unsafe { quantize(x, out) },
+    quantize: |x, bits, outs| unsafe { quantize(x, bits, outs) },
     unpack: |dtype, strip, signed, out| unsafe {
         with_format!(dtype, unpack(strip, signed, out));
     },
     panel: |p, x, out| unsafe { panel(p, x, out) },
-    direct: Some(|dtype, strip, x, out| unsafe { with_format!(dtype, direct(strip, x, out)) }),
+    direct: Some(direct_of),
+    serial: false,
     tiles: None,
     halves: Some(|dtype, strip, x, out| unsafe { sixteen_bits(dtype, strip, x, out) }),
     rounded: &super::rounded::PORTABLE,
 };
+
+/// See [`Kernels::direct`]; of the table above.
+pub(super) fn direct_of(dtype: DType, strip: &[u8], x: RowBlock<'_>, out: &mut [[f32; STRIP]]) {
+    // SAFETY: as above.
+    unsafe { with_format!(dtype, direct(strip, x, out)) }
+}
 
 macro_rules! avx512 {
     ($(#[$meta:meta])* $vis:vis fn $($rest:tt)*) => {
@@ -54,41 +61,45 @@ fn pack<F: Format>(stored: &[u8], row_bytes: usize, strip: &mut [u8]) {
 }
 
 avx512! {
-/// [`quantize_group`], four vectors at a time.
-fn quantize(x: &[f32; GROUP], out: GroupOut<'_>) {
-    let mut v = [_mm512_setzero_ps(); 4];
-    for (v, x) in v.iter_mut().zip(x.as_chunks::<16>().0) {
-        *v = load_f32(x);
+/// [`quantize_groups`], four vectors at a time.
+fn quantize(x: &[[f32; GROUP]], bits: usize, outs: &mut [GroupOut<'_>]) {
+    if bits <= BIPOLAR_BITS {
+        return quantize_groups(x, bits, outs);
     }
-    let size = |i: usize| _mm512_abs_ps(v[i]);
     // The largest magnitude as an integer: so ordered, what is not finite is above all else.
-    let bits = |i: usize| _mm512_castps_si512(size(i));
-    let largest = _mm512_max_epi32(_mm512_max_epi32(bits(0), bits(1)), _mm512_max_epi32(bits(2), bits(3)));
-    let factors = factors(f32::from_bits(_mm512_reduce_max_epi32(largest) as u32));
-    *out.scale = factors.scale;
-    if !factors.scale.is_finite() {
-        out.codes.fill(0);
-        out.sums.fill(0);
-        out.slab_sums.fill(0.0);
-        return;
+    let mut largest = _mm512_setzero_si512();
+    for x in x.as_flattened().as_chunks::<16>().0 {
+        largest = _mm512_max_epi32(largest, _mm512_castps_si512(_mm512_abs_ps(load_f32(x))));
     }
+    let largest = f32::from_bits(_mm512_reduce_max_epi32(largest) as u32);
+    let factors = factors(largest, top(bits));
     let inverse = _mm512_set1_ps(factors.inverse);
-    for (i, codes) in out.codes.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-        // Rounds to nearest, ties to even.
-        let whole = _mm512_cvtps_epi32(_mm512_mul_ps(v[i], inverse));
-        out.sums[i] = _mm512_reduce_add_epi32(whole);
-        // SAFETY: writes the 16 bytes of the array.
-        unsafe { _mm_storeu_si128(codes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(whole)) };
-    }
-    for (slab, sums) in out.slab_sums.iter_mut().zip(out.sums.as_chunks::<2>().0) {
-        *slab = (sums[0] + sums[1]) as f32;
+    for (x, out) in x.iter().zip(outs) {
+        *out.scale = factors.scale;
+        if !factors.scale.is_finite() {
+            out.codes.fill(0);
+            out.sums.fill(0);
+            out.slab_sums.fill(0.0);
+            continue;
+        }
+        let codes = out.codes.as_chunks_mut::<16>().0;
+        for (i, (x, codes)) in x.as_chunks::<16>().0.iter().zip(codes).enumerate() {
+            // Rounds to nearest, ties to even.
+            let whole = _mm512_cvtps_epi32(_mm512_mul_ps(load_f32(x), inverse));
+            out.sums[i] = _mm512_reduce_add_epi32(whole);
+            // SAFETY: writes the 16 bytes of the array.
+            unsafe { _mm_storeu_si128(codes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(whole)) };
+        }
+        for (slab, sums) in out.slab_sums.iter_mut().zip(out.sums.as_chunks::<2>().0) {
+            *slab = (sums[0] + sums[1]) as f32;
+        }
     }
 }
 }
 
 avx512! {
 #[inline]
-fn load(bytes: &[u8; 64]) -> __m512i {
+pub(super) fn load(bytes: &[u8; 64]) -> __m512i {
     // SAFETY: reads the 64 bytes of the array.
     unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
 }
@@ -146,14 +157,15 @@ pub(super) fn codes<F: Format>(slab: &[u8]) -> [__m512i; 8] {
         return out;
     }
     // Spelled out, lest a loop over widths stays a loop.
+    let doubled = usize::from(F::DOUBLED);
     if F::BITS & 4 != 0 {
-        plane::<4>(&vectors[..4], 0, &mut out);
+        plane::<4>(&vectors[..4], doubled, &mut out);
     }
     if F::BITS & 2 != 0 {
-        plane::<2>(&vectors[F::BITS & 4..][..2], F::BITS & 4, &mut out);
+        plane::<2>(&vectors[F::BITS & 4..][..2], doubled + (F::BITS & 4), &mut out);
     }
     if F::BITS & 1 != 0 {
-        plane::<1>(&vectors[F::BITS & 6..][..1], F::BITS & 6, &mut out);
+        plane::<1>(&vectors[F::BITS & 6..][..1], doubled + (F::BITS & 6), &mut out);
     }
     if F::CODEBOOK {
         let table = crate::block::IQ4.map(|v| (v as u8 ^ 0x80) as i8);
@@ -177,6 +189,12 @@ pub(super) fn scales<F: Format>(unit: &[u8], start: usize, block: usize, outer: 
         // SAFETY: reads the 16 bytes of the slice.
         let bytes = unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) };
         _mm512_mul_ps(outer, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)))
+    } else if F::CENTRED {
+        let scale = halves(&unit[F::SCALES + block * STRIP * 2..]);
+        match start == F::SCALES {
+            true => _mm512_add_ps(scale, scale),
+            false => _mm512_sub_ps(_mm512_set1_ps(-0.0), scale),
+        }
     } else {
         halves(&unit[start + block * STRIP * 2..])
     }
@@ -317,6 +335,50 @@ impl Rows<'_> {
     fn cell(&self, group: usize, m: usize) -> usize {
         group * self.x.height + self.row + m
     }
+
+    /// Codes of a group.
+    #[inline(always)]
+    fn codes<const M: usize>(&self, group: usize) -> [&[i8; GROUP]; M] {
+        let mut xs = [&self.x.codes[0].0; M];
+        for (m, xs) in xs.iter_mut().enumerate() {
+            *xs = &self.x.codes[self.cell(group, m)].0;
+        }
+        xs
+    }
+
+    /// Sums of the codes of a block of two groups.
+    #[inline(always)]
+    fn pair_sums<const M: usize>(&self, block: usize) -> [i32; M] {
+        let sums = self.x.sums.as_chunks::<4>().0;
+        let mut all = [0; M];
+        for (m, all) in all.iter_mut().enumerate() {
+            let [a, b] = [0, 1].map(|group| &sums[self.cell(2 * block + group, m)]);
+            *all = a[0] + a[1] + a[2] + a[3] + b[0] + b[1] + b[2] + b[3];
+        }
+        all
+    }
+
+    avx512! {
+    /// Scales the sums of a block of two groups, with minima or without, and adds them.
+    #[inline]
+    fn scale_pairs<const M: usize>(
+        &self,
+        products: [__m512; M],
+        (s, least): (__m512, __m512),
+        minima: bool,
+        (block, sums): (usize, [i32; M]),
+        acc: &mut [__m512; M],
+    ) {
+        for m in 0..M {
+            let mut t = _mm512_mul_ps(products[m], s);
+            if minima {
+                t = _mm512_fnmadd_ps(least, _mm512_set1_ps(sums[m] as f32), t);
+            }
+            let scale = _mm512_set1_ps(self.x.scales[self.cell(2 * block, m)]);
+            acc[m] = _mm512_fmadd_ps(t, scale, acc[m]);
+        }
+    }
+    }
 }
 
 avx512! {
@@ -340,39 +402,53 @@ fn four(x: &[i8; GROUP], column: usize) -> __m512i {
 }
 }
 
-avx512! {
-/// One block's sums for `M` rows, of up to eight vectors of codes.
-#[inline]
-fn block_sums<const M: usize>(
-    codes: &[__m512i],
-    zero: i32,
-    x: &[&[i8; GROUP]; M],
-    column: usize,
-    sums: [i32; M],
-) -> [__m512; M] {
-    // Two sums for one row alone: the product's latency is five times its rate.
-    let mut even = [_mm512_setzero_si512(); M];
-    let mut odd = [_mm512_setzero_si512(); M];
-    for m in 0..M {
-        even[m] = start(zero, sums[m]);
-    }
-    for (g, &w) in codes.iter().enumerate() {
+/// The sums of a block for `M` rows. Two of one row alone: a product's latency is five times its
+/// rate.
+struct BlockSums<const M: usize> {
+    even: [__m512i; M],
+    odd: __m512i,
+}
+
+impl<const M: usize> BlockSums<M> {
+    avx512! {
+    #[inline]
+    fn new(zero: i32, sums: [i32; M]) -> BlockSums<M> {
+        let mut even = [_mm512_setzero_si512(); M];
         for m in 0..M {
-            let x = four(x[m], column + 4 * g);
-            if M == 1 && g % 2 == 1 {
-                odd[m] = _mm512_dpbusd_epi32(odd[m], w, x);
-            } else {
-                even[m] = _mm512_dpbusd_epi32(even[m], w, x);
+            even[m] = start(zero, sums[m]);
+        }
+        BlockSums { even, odd: _mm512_setzero_si512() }
+    }
+    }
+
+    avx512! {
+    /// Adds the products of some vectors of codes, of columns from `column` on.
+    #[inline]
+    fn add(&mut self, codes: &[__m512i], x: &[&[i8; GROUP]; M], column: usize) {
+        for (g, &w) in codes.iter().enumerate() {
+            for m in 0..M {
+                let x = four(x[m], column + 4 * g);
+                if M == 1 && g % 2 == 1 {
+                    self.odd = _mm512_dpbusd_epi32(self.odd, w, x);
+                } else {
+                    self.even[m] = _mm512_dpbusd_epi32(self.even[m], w, x);
+                }
             }
         }
     }
-    let mut out = [_mm512_setzero_ps(); M];
-    for m in 0..M {
-        let sum = if M == 1 { _mm512_add_epi32(even[m], odd[m]) } else { even[m] };
-        out[m] = _mm512_cvtepi32_ps(sum);
     }
-    out
-}
+
+    avx512! {
+    #[inline]
+    fn total(self) -> [__m512; M] {
+        let mut out = [_mm512_setzero_ps(); M];
+        for m in 0..M {
+            let sum = if M == 1 { _mm512_add_epi32(self.even[m], self.odd) } else { self.even[m] };
+            out[m] = _mm512_cvtepi32_ps(sum);
+        }
+        out
+    }
+    }
 }
 
 avx512! {
@@ -406,6 +482,9 @@ fn direct_rows<F: Format, const M: usize>(
     rows: Rows<'_>,
     out: &mut [[f32; STRIP]],
 ) -> usize {
+    if F::BLOCK == PAIR {
+        return direct_pairs::<F, M>(strip, rows, out);
+    }
     let x = rows.x;
     let x_codes = x.codes;
     let (x_sums, x_slab_sums) = (x.sums.as_chunks::<4>().0, x.slab_sums.as_chunks::<2>().0);
@@ -439,9 +518,9 @@ fn direct_rows<F: Format, const M: usize>(
                     }
                     let vectors = F::BLOCK / 4;
                     let column = half * SLAB + part * F::BLOCK;
-                    let products = block_sums::<M>(
-                        &codes[part * vectors..(part + 1) * vectors], F::ZERO, &xs, column, sums,
-                    );
+                    let mut products = BlockSums::<M>::new(F::ZERO, sums);
+                    products.add(&codes[part * vectors..(part + 1) * vectors], &xs, column);
+                    let products = products.total();
                     for m in 0..M {
                         t[m] = scaled(products[m], s, t[m], half == 0 && part == 0);
                     }
@@ -462,6 +541,41 @@ fn direct_rows<F: Format, const M: usize>(
                 let scale = _mm512_set1_ps(x.scales[rows.cell(group, m)]);
                 acc[m] = _mm512_fmadd_ps(t[m], scale, acc[m]);
             }
+        }
+    }
+    for (acc, out) in acc.into_iter().zip(out) {
+        store_f32(out, acc);
+    }
+    M
+}
+}
+
+avx512! {
+/// The same of types whose blocks are two groups.
+fn direct_pairs<F: Format, const M: usize>(
+    strip: &[u8],
+    rows: Rows<'_>,
+    out: &mut [[f32; STRIP]],
+) -> usize {
+    let mut acc = [_mm512_setzero_ps(); M];
+    for (u, unit) in strip.chunks_exact(F::UNIT_BYTES).enumerate() {
+        for pair in 0..F::UNIT / PAIR {
+            let block = u * (F::UNIT / PAIR) + pair;
+            let sums = rows.pair_sums::<M>(block);
+            let mut products = BlockSums::<M>::new(F::ZERO, sums);
+            for slab in 0..PAIR / SLAB {
+                let xs = rows.codes::<M>(2 * block + slab / 2);
+                let slab_of_unit = pair * (PAIR / SLAB) + slab;
+                let at = slab_of_unit * F::SLAB_BYTES;
+                let bytes = &unit[at..][..F::SLAB_BYTES];
+                let after = if slab_of_unit + 1 == F::UNIT / SLAB { F::UNIT_BYTES } else { at + F::SLAB_BYTES };
+                ask_ahead(bytes.as_ptr(), (after - at) / 64);
+                products.add(&codes::<F>(bytes), &xs, slab % 2 * SLAB);
+            }
+            let none = _mm512_setzero_ps();
+            let s = scales::<F>(unit, F::SCALES, pair, none);
+            let least = if F::MINIMA { scales::<F>(unit, F::MINIMUMS, pair, none) } else { none };
+            rows.scale_pairs::<M>(products.total(), (s, least), F::MINIMA, (block, sums), &mut acc);
         }
     }
     for (acc, out) in acc.into_iter().zip(out) {
@@ -516,6 +630,7 @@ fn panel(p: &Panel, x: RowBlock<'_>, out: &mut [[f32; STRIP]]) {
 avx512! {
 fn panel_rows<const M: usize>(p: &Panel, rows: Rows<'_>, out: &mut [[f32; STRIP]]) -> usize {
     match (p.block, p.minima.is_empty()) {
+        (PAIR, _) => panel_pairs::<M>(p, rows, out),
         (SLAB, true) => panel_kind::<M, SLAB, false>(p, rows, out),
         (SLAB, false) => panel_kind::<M, SLAB, true>(p, rows, out),
         (_, true) => panel_kind::<M, 16, false>(p, rows, out),
@@ -547,13 +662,18 @@ fn panel_kind<const M: usize, const BLOCK: usize, const MINIMA: bool>(
             let mut sums = [0; M];
             for (m, sum) in sums.iter_mut().enumerate() {
                 let parts = &x_sums[rows.cell(group, m)];
-                *sum = if BLOCK == SLAB { parts[2 * part] + parts[2 * part + 1] } else { parts[part] };
+                *sum = match BLOCK {
+                    SLAB => parts[2 * part] + parts[2 * part + 1],
+                    _ => parts[part],
+                };
             }
+            let mut products = BlockSums::<M>::new(p.zero, sums);
             let mut w = [_mm512_setzero_si512(); 8];
             for (w, codes) in w.iter_mut().zip(&codes[part * (BLOCK / 4)..(part + 1) * (BLOCK / 4)]) {
                 *w = load(&codes.0);
             }
-            let products = block_sums::<M>(&w[..BLOCK / 4], p.zero, &xs, part * BLOCK, sums);
+            products.add(&w[..BLOCK / 4], &xs, part * BLOCK);
+            let products = products.total();
             let s = load_f32(&p.scales[block]);
             for m in 0..M {
                 t[m] = scaled(products[m], s, t[m], part == 0);
@@ -561,10 +681,9 @@ fn panel_kind<const M: usize, const BLOCK: usize, const MINIMA: bool>(
             if MINIMA {
                 let least = load_f32(&p.minima[block]);
                 for m in 0..M {
-                    let sum = if BLOCK == SLAB {
-                        x_slab_sums[rows.cell(group, m)][part]
-                    } else {
-                        sums[m] as f32
+                    let sum = match BLOCK {
+                        SLAB => x_slab_sums[rows.cell(group, m)][part],
+                        _ => sums[m] as f32,
                     };
                     t[m] = _mm512_fnmadd_ps(least, _mm512_set1_ps(sum), t[m]);
                 }
@@ -574,6 +693,33 @@ fn panel_kind<const M: usize, const BLOCK: usize, const MINIMA: bool>(
             let scale = _mm512_set1_ps(x.scales[rows.cell(group, m)]);
             acc[m] = _mm512_fmadd_ps(t[m], scale, acc[m]);
         }
+    }
+    for (acc, out) in acc.into_iter().zip(out) {
+        store_f32(out, acc);
+    }
+    M
+}
+}
+
+avx512! {
+/// The same of types whose blocks are two groups.
+fn panel_pairs<const M: usize>(p: &Panel, rows: Rows<'_>, out: &mut [[f32; STRIP]]) -> usize {
+    let mut acc = [_mm512_setzero_ps(); M];
+    let minima = !p.minima.is_empty();
+    for (block, vectors) in p.codes.as_chunks::<{ PAIR / 4 }>().0.iter().enumerate() {
+        let sums = rows.pair_sums::<M>(block);
+        let mut products = BlockSums::<M>::new(p.zero, sums);
+        for (slab, vectors) in vectors.as_chunks::<{ SLAB / 4 }>().0.iter().enumerate() {
+            let xs = rows.codes::<M>(2 * block + slab / 2);
+            let mut w = [_mm512_setzero_si512(); SLAB / 4];
+            for (w, codes) in w.iter_mut().zip(vectors) {
+                *w = load(&codes.0);
+            }
+            products.add(&w, &xs, slab % 2 * SLAB);
+        }
+        let s = load_f32(&p.scales[block]);
+        let least = if minima { load_f32(&p.minima[block]) } else { _mm512_setzero_ps() };
+        rows.scale_pairs::<M>(products.total(), (s, least), minima, (block, sums), &mut acc);
     }
     for (acc, out) in acc.into_iter().zip(out) {
         store_f32(out, acc);

@@ -2,7 +2,7 @@
 //! The layouts are those of `block/decode.rs`; a test holds the two together.
 
 use crate::DType;
-use crate::block::scale_min;
+use crate::block::{bipolar, scale_min};
 
 use super::layout::Format;
 
@@ -65,6 +65,14 @@ impl RowUnit {
                 }
                 DType::Q6K => self.q6_k(b),
                 DType::Iq4Xs => self.iq4_xs(b),
+                DType::B1
+                | DType::B2
+                | DType::B3
+                | DType::B4
+                | DType::B5
+                | DType::B6
+                | DType::B7
+                | DType::B8 => self.bipolar(F::BITS, i, b),
                 DType::F32 | DType::F16 | DType::BF16 => unreachable!("plain types have no codes"),
             }
         }
@@ -169,6 +177,12 @@ impl RowUnit {
             *scale = s.into();
         }
         self.outer[0] = u16::from_le_bytes([b[208], b[209]]);
+    }
+
+    #[inline(always)]
+    fn bipolar(&mut self, bits: usize, block: usize, b: &[u8]) {
+        self.scales[block] = u16::from_le_bytes([b[0], b[1]]);
+        self.codes[128 * block..][..128].copy_from_slice(&bipolar::codes(bits, &b[2..]));
     }
 
     #[inline(always)]

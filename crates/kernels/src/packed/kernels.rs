@@ -1,6 +1,7 @@
 //! The packed kernels of each instruction set, and the choice among them: made once, at run
 //! time. All give the same bits, so the choice is one of speed alone.
 
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use crate::DType;
@@ -9,7 +10,7 @@ use super::halves;
 use super::layout::{GROUP, STRIP, with_format};
 use super::panel::Panel;
 use super::portable;
-use super::quantized::{GroupOut, RowBlock, quantize_group};
+use super::quantized::{GroupOut, RowBlock, quantize_groups};
 use super::rounded::{self, RoundedKernels};
 
 /// See [`Kernels::direct`].
@@ -21,14 +22,16 @@ pub(crate) struct Kernels {
     pub(crate) name: &'static str,
     /// Packs up to 16 stored rows, `row_bytes` each, into a strip.
     pub(crate) pack: fn(DType, stored: &[u8], row_bytes: usize, strip: &mut [u8]),
-    /// Quantises one group of one row.
-    pub(crate) quantize: fn(&[f32; GROUP], GroupOut<'_>),
+    /// Quantises one group of one row, or two that share a scale, to so many bits, 1 to 8.
+    pub(crate) quantize: fn(&[[f32; GROUP]], usize, &mut [GroupOut<'_>]),
     /// Unpacks a strip.
     pub(crate) unpack: fn(DType, strip: &[u8], signed: bool, &mut Panel),
     /// The products of a strip with a block's rows: 16 outputs for each row.
     pub(crate) panel: fn(&Panel, RowBlock<'_>, out: &mut [[f32; STRIP]]),
     /// The same from the packed strip, unpacked in registers: for blocks of few rows.
     pub(crate) direct: Option<Direct>,
+    /// Whether `direct` has products of bits.
+    pub(crate) serial: bool,
     /// Tiles of integers, where there are any.
     pub(crate) tiles: Option<Tiles>,
     /// Products of weights of 16 bits, if they are faster than those of stored ones.
@@ -37,13 +40,18 @@ pub(crate) struct Kernels {
     pub(crate) rounded: &'static RoundedKernels,
 }
 
+/// As `panel`, of a signed panel with a whole block of 16 rows, in some of its groups; of pairs, an
+/// even number from an even one on. Those from the first one on set what is in `out`, others add.
+pub(crate) type Multiply =
+    fn(&Entered, &Panel, RowBlock<'_>, groups: Range<usize>, out: &mut [[f32; STRIP]]);
+
 /// A machine's tiles.
 #[derive(Clone, Copy)]
 pub(crate) struct Tiles {
     /// Readies this thread's tiles for panels of this form.
     pub(crate) enter: fn(&Panel) -> Entered,
-    /// As `panel`, of a signed panel with a whole block of 16 rows.
-    pub(crate) multiply: fn(&Entered, &Panel, RowBlock<'_>, out: &mut [[f32; STRIP]]),
+    /// See [`Multiply`].
+    pub(crate) multiply: Multiply,
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -58,13 +66,14 @@ pub(crate) static PORTABLE: Kernels = Kernels {
         use super::pack_strip;
         with_format!(dtype, pack_strip(stored, row_bytes, strip));
     },
-    quantize: quantize_group,
+    quantize: quantize_groups,
     unpack: |dtype, strip, signed, out| {
         use portable::unpack;
         with_format!(dtype, unpack(strip, signed, out));
     },
     panel: portable::panel,
     direct: None,
+    serial: false,
     tiles: None,
     halves: None,
     rounded: &rounded::PORTABLE,
@@ -82,6 +91,7 @@ pub(crate) fn all() -> Vec<&'static Kernels> {
     #[cfg(target_arch = "x86_64")]
     {
         all.extend(super::avx2::kernels());
+        all.extend(super::serial::kernels());
         all.extend(super::avx512::kernels());
         all.extend(super::amx::kernels());
     }

@@ -1,20 +1,25 @@
 //! How each stored type lies when it is packed: a table of facts, as types for the kernels.
 //!
 //! A **strip** is 16 rows of a matrix. Along the columns it is cut into **units** of 256 columns
-//! (types whose scales are nested) or 64, and a unit into **slabs** of 32 columns. A slab's codes
+//! (types whose scales are nested, and bipolar ones) or 64, and a unit into **slabs** of 32
+//! columns. A slab's codes
 //! lie in bit planes of 4, 2 and 1 bits, or 8, each plane in whole vectors of 64 bytes: for each
 //! of the 16 rows, four bytes of four columns that follow each other. So four columns of all
 //! rows are one vector for an integer product, and no product ever sums across lanes.
 //! A unit's scales follow its codes:
 //!
 //! ```text
-//! direct   f16 scale [2 slabs][16 rows]            f16 minimum alike, where the type has them
+//! direct   f16 scale [unit/block][16 rows]         f16 minimum alike, where the type has them
 //! nested   i8 scale [256/block][16 rows]           i8 minimum alike
 //!          f16 scale of scales [16 rows]           f16 scale of minima, or 32 bytes of nothing
 //! ```
 //!
 //! The value of code `c` is `scale · (c − zero) − minimum`, with `scale` and `minimum` the
 //! products of their two parts where they are nested (exact in f32: 11 bits times 8).
+//!
+//! Bipolar types are `scale · (2c − (2ᵖ − 1))`: their codes are doubled when they are unpacked,
+//! which costs nothing, since fields are moved to their places anyway. Only those of 8 bits do
+//! not fit when doubled; `b8` is `2·scale · (c − 128) − (−scale)`, its minima not stored.
 
 use crate::DType;
 
@@ -24,6 +29,9 @@ pub(crate) const STRIP: usize = 16;
 pub(crate) const SLAB: usize = 32;
 /// Columns that share a scale of activations. Units are whole groups.
 pub(crate) const GROUP: usize = 64;
+/// Columns of a block of the bipolar types: two groups of activations, which share a scale where
+/// such weights read them.
+pub(crate) const PAIR: usize = 2 * GROUP;
 
 /// One packed form. Constants, so that a kernel is compiled for each.
 pub(crate) trait Format: 'static {
@@ -35,15 +43,26 @@ pub(crate) trait Format: 'static {
     const ZERO: i32;
     /// Codes are indices into the sixteen values of IQ4; `ZERO` is added to these.
     const CODEBOOK: bool = false;
-    /// Columns that share a scale: 16 or 32.
+    /// Codes are doubled; `ZERO` is of doubled ones.
+    const DOUBLED: bool = false;
+    /// Columns that share a scale: 16, 32 or 128.
     const BLOCK: usize = SLAB;
     /// Scales are small integers times one f16 for 256 columns.
     const NESTED: bool = false;
     /// The type has minima.
     const MINIMA: bool = false;
+    /// Scales are twice those that are stored, and minima the same with the other sign, not
+    /// stored.
+    const CENTRED: bool = false;
 
-    /// Columns of a unit.
-    const UNIT: usize = if Self::NESTED { 256 } else { GROUP };
+    /// Every code is at most 127.
+    const NARROW: bool = Self::BITS + (Self::DOUBLED as usize) < 8 && !Self::CODEBOOK;
+    /// Columns of a unit. Of whole cache lines, with its scales.
+    const UNIT: usize = if Self::NESTED || Self::BLOCK == PAIR {
+        256
+    } else {
+        GROUP
+    };
     /// Bytes of a slab's codes.
     const SLAB_BYTES: usize = 64 * Self::BITS;
     /// Where a unit's scales start.
@@ -53,7 +72,12 @@ pub(crate) trait Format: 'static {
     /// Where its minima start.
     const MINIMUMS: usize = Self::SCALES + Self::SCALE_BYTES;
     /// Where the scale of its scales starts.
-    const OUTER: usize = Self::MINIMUMS + if Self::MINIMA { Self::SCALE_BYTES } else { 0 };
+    const OUTER: usize = Self::MINIMUMS
+        + if Self::MINIMA && !Self::CENTRED {
+            Self::SCALE_BYTES
+        } else {
+            0
+        };
     /// Bytes of a unit: whole cache lines.
     const UNIT_BYTES: usize = Self::OUTER + if Self::NESTED { 64 } else { 0 };
 }
@@ -97,6 +121,14 @@ formats! {
     Q6K { BITS: usize = 6, ZERO: i32 = 32, BLOCK: usize = 16, NESTED: bool = true }
     Iq4Nl { BITS: usize = 4, ZERO: i32 = 128, CODEBOOK: bool = true }
     Iq4Xs { BITS: usize = 4, ZERO: i32 = 128, CODEBOOK: bool = true, NESTED: bool = true }
+    B1 { BITS: usize = 1, ZERO: i32 = 1, DOUBLED: bool = true, BLOCK: usize = PAIR }
+    B2 { BITS: usize = 2, ZERO: i32 = 3, DOUBLED: bool = true, BLOCK: usize = PAIR }
+    B3 { BITS: usize = 3, ZERO: i32 = 7, DOUBLED: bool = true, BLOCK: usize = PAIR }
+    B4 { BITS: usize = 4, ZERO: i32 = 15, DOUBLED: bool = true, BLOCK: usize = PAIR }
+    B5 { BITS: usize = 5, ZERO: i32 = 31, DOUBLED: bool = true, BLOCK: usize = PAIR }
+    B6 { BITS: usize = 6, ZERO: i32 = 63, DOUBLED: bool = true, BLOCK: usize = PAIR }
+    B7 { BITS: usize = 7, ZERO: i32 = 127, DOUBLED: bool = true, BLOCK: usize = PAIR }
+    B8 { BITS: usize = 8, ZERO: i32 = 128, BLOCK: usize = PAIR, MINIMA: bool = true, CENTRED: bool = true }
 }
 
 /// The constants of a format as a value.
@@ -134,6 +166,14 @@ macro_rules! with_format {
             D::Q6K => $function::<Q6K $($(, $generic)+)?>($($argument),*),
             D::Iq4Nl => $function::<Iq4Nl $($(, $generic)+)?>($($argument),*),
             D::Iq4Xs => $function::<Iq4Xs $($(, $generic)+)?>($($argument),*),
+            D::B1 => $function::<B1 $($(, $generic)+)?>($($argument),*),
+            D::B2 => $function::<B2 $($(, $generic)+)?>($($argument),*),
+            D::B3 => $function::<B3 $($(, $generic)+)?>($($argument),*),
+            D::B4 => $function::<B4 $($(, $generic)+)?>($($argument),*),
+            D::B5 => $function::<B5 $($(, $generic)+)?>($($argument),*),
+            D::B6 => $function::<B6 $($(, $generic)+)?>($($argument),*),
+            D::B7 => $function::<B7 $($(, $generic)+)?>($($argument),*),
+            D::B8 => $function::<B8 $($(, $generic)+)?>($($argument),*),
             D::F32 | D::F16 | D::BF16 => unreachable!("plain types have no format"),
         }
     }};

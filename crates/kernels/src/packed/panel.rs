@@ -51,7 +51,7 @@ impl Panel {
         self.block = F::BLOCK;
         self.zero = if signed { 0 } else { F::ZERO };
         self.signed = signed;
-        self.narrow = F::BITS < 8 && !F::CODEBOOK;
+        self.narrow = F::NARROW;
         self.groups = columns / GROUP;
     }
 }

@@ -38,30 +38,33 @@ pub(super) fn unpack<F: Format>(strip: &[u8], signed: bool, panel: &mut Panel) {
 pub(super) fn panel(p: &Panel, x: RowBlock<'_>, out: &mut [[f32; STRIP]]) {
     for (row, out) in out.iter_mut().enumerate().take(x.height) {
         *out = [0.0; STRIP];
-        for group in 0..p.groups {
-            let cell = group * x.height + row;
-            let codes = &x.codes[cell].0;
+        // The columns of a scale of activations, as these weights read them.
+        let together = (p.block / GROUP).max(1);
+        for first in (0..p.groups).step_by(together) {
+            let scale = x.scales[first * x.height + row];
             for (lane, out) in out.iter_mut().enumerate() {
                 let mut t = 0.0f32;
-                for block in 0..GROUP / p.block {
+                for start in (0..together * GROUP).step_by(p.block) {
                     let (mut sum, mut x_sum) = (0, 0);
-                    for column in block * p.block..(block + 1) * p.block {
-                        let code = p.codes[(group * GROUP + column) / 4].0[lane * 4 + column % 4];
+                    for column in first * GROUP + start..first * GROUP + start + p.block {
+                        let code = p.codes[column / 4].0[lane * 4 + column % 4];
                         let code = if p.signed {
                             i32::from(code as i8)
                         } else {
                             code.into()
                         };
-                        sum += (code - p.zero) * i32::from(codes[column]);
-                        x_sum += i32::from(codes[column]);
+                        let cell = column / GROUP * x.height + row;
+                        let x = i32::from(x.codes[cell].0[column % GROUP]);
+                        sum += (code - p.zero) * x;
+                        x_sum += x;
                     }
-                    let at = group * (GROUP / p.block) + block;
+                    let at = (first * GROUP + start) / p.block;
                     t = (sum as f32).mul_add(p.scales[at][lane], t);
                     if let Some(minima) = p.minima.get(at) {
                         t = (-minima[lane]).mul_add(x_sum as f32, t);
                     }
                 }
-                *out = t.mul_add(x.scales[cell], *out);
+                *out = t.mul_add(scale, *out);
             }
         }
     }

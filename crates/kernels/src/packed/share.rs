@@ -19,6 +19,10 @@ use super::{Packed, facts};
 /// second-level cache.
 const UNPACKED: usize = 384 << 10;
 
+/// Groups of a block of rows that all strips of a task are multiplied with before the next ones:
+/// the rows' codes, 16 KiB, stay in the first-level cache meanwhile.
+const NEAR: usize = 16;
+
 /// Least bytes of weights of one task of few rows: what is read while a task is claimed, some
 /// times over.
 const SHORT: usize = 64 << 10;
@@ -31,7 +35,9 @@ const ROUNDED: (usize, usize) = (16, 2048);
 pub(super) type Sums = [[f32; STRIP]; BLOCK_ROWS];
 
 thread_local! {
-    static PANELS: RefCell<Vec<Panel>> = const { RefCell::new(Vec::new()) };
+    /// Unpacked strips, and their sums.
+    static PANELS: RefCell<(Vec<Panel>, Vec<Sums>)> =
+        const { RefCell::new((Vec::new(), Vec::new())) };
     static DECODED: RefCell<Decoded> = const { RefCell::new(Decoded { tiles: Vec::new(), sums: Vec::new() }) };
 }
 
@@ -108,9 +114,9 @@ pub(super) fn share<const WAYS: usize>(
 struct Integers {
     /// Blocks that share unpacked strips.
     together: Range<usize>,
-    /// The low last block goes by itself where there is a way for few rows, unless the others
-    /// have unpacked what it can use.
-    alone: bool,
+    /// Blocks that go by themselves: the low last one where there is a way for few rows, unless
+    /// the others have unpacked what it can use; all of them where that way is the best.
+    alone: Range<usize>,
     /// Strips of a task.
     width: usize,
 }
@@ -128,11 +134,18 @@ impl Integers {
         // Tiles take whole blocks only, and any of the matrices may go to them; other kernels
         // take what is unpacked. Where the best set has a way for few rows, every choice has.
         let must = set.best().tiles.is_some();
-        let few_rows = job.weights(0).map(|(w, _)| set.choice(w.dtype()).few_rows);
+        let bits = x.bits();
+        let few_rows = job
+            .weights(0)
+            .map(|(w, _)| set.choice(w.dtype(), bits).few_rows);
         let better = last == 0 && few_rows.iter().any(|&few| height <= few);
         let can = set.best().direct.is_some();
         let alone = height < BLOCK_ROWS && (must || better) && can;
-        let together = 0..last + usize::from(!alone);
+        let together = match few_rows.iter().all(|&few| few == BLOCK_ROWS) && can {
+            true => 0,
+            false => last + usize::from(!alone),
+        };
+        let (together, alone) = (0..together, together..last + 1);
         let width = if together.is_empty() {
             few
         } else {
@@ -153,50 +166,56 @@ impl Integers {
         strips: Range<usize>,
         job: &dyn Task<WAYS>,
     ) {
-        let mut sums: [Sums; WAYS] = [[[0.0; STRIP]; BLOCK_ROWS]; WAYS];
         if !self.together.is_empty() {
-            PANELS.with_borrow_mut(|panels| {
+            PANELS.with_borrow_mut(|(panels, all)| {
                 let count = strips.len() * WAYS;
                 if panels.len() < count {
                     panels.resize_with(count, Panel::new);
+                    all.resize(count, [[0.0; STRIP]; BLOCK_ROWS]);
                 }
                 for ((w, strip), panel) in numbered(&strips, job).zip(&mut *panels) {
-                    let k = set.choice(w.dtype()).many;
+                    let k = set.choice(w.dtype(), x.bits()).many;
                     w.with_strip(strip, |strip| {
                         (k.unpack)(w.dtype(), strip, k.tiles.is_some(), panel);
                     });
                 }
                 let mut shape = None;
                 for block in self.together.clone() {
-                    let rows = rows_of(x, block);
-                    for (strip, panels) in strips.clone().zip(panels.chunks(WAYS)) {
-                        let weights = job.weights(strip);
-                        for ((panel, sums), (w, _)) in panels.iter().zip(&mut sums).zip(weights) {
-                            let x = x.block(block);
-                            let k = set.choice(w.dtype()).many;
+                    let (bits, rows, x) = (x.bits(), rows_of(x, block), x.block(block));
+                    for start in (0..x.codes.len() / x.height).step_by(NEAR) {
+                        for ((i, (w, _)), sums) in
+                            numbered(&strips, job).enumerate().zip(all.iter_mut())
+                        {
+                            let (k, panel) = (set.choice(w.dtype(), bits).many, &panels[i]);
+                            let groups = start..panel.groups.min(start + NEAR);
                             let Some(tiles) = k.tiles else {
-                                (k.panel)(panel, x, &mut sums[..x.height]);
+                                if start == 0 {
+                                    (k.panel)(panel, x, &mut sums[..x.height]);
+                                }
                                 continue;
                             };
                             if !matches!(&shape, Some((block, _)) if *block == panel.block) {
                                 drop(shape.take());
                                 shape = Some((panel.block, (tiles.enter)(panel)));
                             }
-                            if let Some((_, entered)) = &shape {
-                                (tiles.multiply)(entered, panel, x, sums);
+                            if let (Some((_, entered)), false) = (&shape, groups.is_empty()) {
+                                (tiles.multiply)(entered, panel, x, groups, sums);
                             }
                         }
-                        job.take(strip, rows.clone(), &mut sums);
+                    }
+                    for (strip, sums) in strips.clone().zip(all.as_chunks_mut::<WAYS>().0) {
+                        job.take(strip, rows.clone(), sums);
                     }
                 }
             });
         }
-        if self.alone {
-            let last = x.blocks() - 1;
-            let (rows, x) = (rows_of(x, last), x.block(last));
-            for strip in strips {
+        let mut sums: [Sums; WAYS] = [[[0.0; STRIP]; BLOCK_ROWS]; WAYS];
+        for block in self.alone.clone() {
+            let (rows, bits) = (rows_of(x, block), x.bits());
+            let x = x.block(block);
+            for strip in strips.clone() {
                 for ((w, strip), sums) in job.weights(strip).into_iter().zip(&mut sums) {
-                    let few = set.choice(w.dtype()).few;
+                    let few = set.choice(w.dtype(), bits).few;
                     let direct = few.direct.expect("the plan has looked");
                     w.with_strip(strip, |strip| {
                         direct(w.dtype(), strip, x, &mut sums[..x.height]);

@@ -63,12 +63,12 @@ fn columns(dtype: DType, pick: usize) -> usize {
     if halves::is_half(dtype) {
         return [1, 31, 64, 96, 255, 300][pick % 6];
     }
-    dtype.block_len()
-        * if dtype.block_len() == 32 {
-            [1, 2, 3, 7, 64, 67][pick % 6]
-        } else {
-            [1, 2, 9][pick % 3]
-        }
+    let blocks = match dtype.block_len() {
+        32 => [1, 2, 3, 7, 64, 67][pick % 6],
+        128 => [1, 2, 3, 4, 16, 17][pick % 6],
+        _ => [1, 2, 9][pick % 3],
+    };
+    dtype.block_len() * blocks
 }
 
 fn packed(w: &Matrix) -> Packed {
@@ -77,9 +77,31 @@ fn packed(w: &Matrix) -> Packed {
 }
 
 fn product(k: &'static Kernels, threads: usize, x: &[f32], w: &Packed) -> Vec<f32> {
+    product_of(k, threads, x, w, None)
+}
+
+/// A list of bits for each group: all alike, or any.
+fn bits_for(cols: usize, pick: u8, seed: u64) -> Option<ActivationBits> {
+    let list = match pick {
+        1..9 => vec![pick],
+        _ => values(cols.div_ceil(64), seed)
+            .iter()
+            .map(|v| 1 + ((v + 1.0) * 3.99) as u8)
+            .collect(),
+    };
+    ActivationBits::new(&list, cols).unwrap()
+}
+
+fn product_of(
+    k: &'static Kernels,
+    threads: usize,
+    x: &[f32],
+    w: &Packed,
+    bits: Option<&ActivationBits>,
+) -> Vec<f32> {
     let team = Team::new(threads);
     let mut quantized = Activations::default();
-    quantized.fill(&team, x, w.cols(), x.len() / w.cols(), w.forms());
+    quantized.fill(&team, x, w.cols(), x.len() / w.cols(), w.forms(bits));
     let mut out = vec![f32::NAN; x.len() / w.cols() * w.rows()];
     products_on(
         Set::Only(k),
@@ -99,7 +121,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 120, failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn a_packed_row_has_the_values_of_the_stored_one(d in 0usize..14, n in 1usize..40, pick in 0usize..6, seed: u32) {
+    fn a_packed_row_has_the_values_of_the_stored_one(d in 0usize..22, n in 1usize..40, pick in 0usize..6, seed: u32) {
         let dtype = types()[d];
         let w = matrix(dtype, n, columns(dtype, pick), seed.into());
         let p = packed(&w);
@@ -115,14 +137,16 @@ proptest! {
 
     #[test]
     fn every_set_packs_quantises_and_multiplies_to_the_same_bits(
-        d in 0usize..14, m in 1usize..50, n in 1usize..40, pick in 0usize..6, seed: u32, threads in 1usize..3,
+        d in 0usize..22, m in 1usize..50, n in 1usize..40, pick in 0usize..6, seed: u32, threads in 1usize..3,
+        q in 1u8..10,
     ) {
         let dtype = types()[d];
         let k = columns(dtype, pick);
         let w = matrix(dtype, n, k, seed.into());
         let p = packed(&w);
         let x = values(m * k, u64::from(seed) + 1);
-        let expected = product(&kernels::PORTABLE, 1, &x, &p);
+        let bits = bits_for(k, q, seed.into());
+        let expected = product_of(&kernels::PORTABLE, 1, &x, &p, bits.as_ref());
         for set in kernels::all() {
             let facts = facts(dtype).unwrap();
             let mut strip = vec![0u8; strip_bytes(facts, k)];
@@ -131,15 +155,15 @@ proptest! {
                 (set.pack)(dtype, &w.bytes()[..rows], w.row_bytes(), &mut strip);
             }
             prop_assert!(halves::is_half(dtype) || p.with_strip(0, |other| strip == other), "{dtype}: {} packs otherwise", set.name);
-            let out = product(set, threads, &x, &p);
+            let out = product_of(set, threads, &x, &p, bits.as_ref());
             for (i, (a, b)) in out.iter().zip(&expected).enumerate() {
-                prop_assert!(a == b, "{dtype}, {}: output {i} of {m} × {n} × {k} is {a}, not {b}", set.name);
+                prop_assert!(a == b, "{dtype} × {q} bits, {}: output {i} of {m} × {n} × {k} is {a}, not {b}", set.name);
             }
         }
     }
 
     #[test]
-    fn the_definition_is_near_f64(d in 0usize..14, m in 1usize..4, pick in 0usize..6, seed: u32, power in -12i32..12) {
+    fn the_definition_is_near_f64(d in 0usize..22, m in 1usize..4, pick in 0usize..6, seed: u32, power in -12i32..12) {
         let dtype = types()[d];
         let (n, k) = (19, columns(dtype, pick));
         let w = matrix(dtype, n, k, seed.into());
@@ -163,8 +187,50 @@ proptest! {
         }
     }
 
+    /// For each pair of bits, products of bits and of bytes, in all sets, few rows and many.
     #[test]
-    fn a_row_does_not_depend_on_its_batch(d in 0usize..14, m in 2usize..40, n in 1usize..40, pick in 0usize..6, seed: u32) {
+    fn products_of_bits_are_those_of_bytes(p in 1usize..4, q in 1u8..3, m in 1usize..40, n in 1usize..40, blocks in 1usize..8, seed: u32) {
+        let k = 128 * blocks;
+        let w = packed(&matrix(DType::bipolar(p).unwrap(), n, k, seed.into()));
+        let bits = bits_for(k, q, 0);
+        let x = values(m * k, u64::from(seed) + 1);
+        let expected = product_of(&kernels::PORTABLE, 1, &x, &w, bits.as_ref());
+        let serial = |_: DType| {
+            let few = kernels::all().into_iter().rfind(|set| set.serial);
+            let few = few.unwrap_or(kernels::kernels());
+            let few_rows = if few.direct.is_some() { quantized::BLOCK_ROWS } else { 0 };
+            Choice { few, many: kernels::kernels(), few_rows }
+        };
+        let team = Team::new(2);
+        let mut rows = Activations::default();
+        rows.fill(&team, &x, k, m, Forms { few: quantized::BLOCK_ROWS, ..w.forms(bits.as_ref()) });
+        let mut out = vec![f32::NAN; m * n];
+        let product = Product { weight: &w, bias: None, out: &mut out, add: false };
+        products_on(Set::By(kernels::kernels(), serial), &team, &rows, &mut [product]);
+        prop_assert_eq!(&out, &expected);
+        let product = Product { weight: &w, bias: None, out: &mut out, add: false };
+        vector_products(&team, &rows, &mut [product]);
+        prop_assert_eq!(&out, &expected);
+    }
+
+    /// The integers that products are of stand for activations near enough to the real ones.
+    #[test]
+    fn fewer_bits_are_coarser_but_near(q in 1u8..9, groups in 1usize..4, seed: u32) {
+        let x = values(64 * groups, seed.into());
+        let mut y = x.clone();
+        if let Some(bits) = ActivationBits::new(&[q], x.len()).unwrap() {
+            activations::coarsen(&mut y, &bits, seed % 2 == 0);
+        }
+        let sum = |of: &dyn Fn(f32, f32) -> f32| -> f32 { x.iter().zip(&y).map(|(x, y)| of(*x, *y)).sum() };
+        let off = (sum(&|x, y| (x - y).powi(2)) / sum(&|x, _| x * x)).sqrt();
+        // A uniform value loses a half with one bit, and half as much with each further one.
+        let most = [0.6, 0.35, 0.35, 0.12, 0.06, 0.03, 0.015, 0.0][usize::from(q) - 1];
+        prop_assert!(off <= most, "{q} bits: {off}");
+        prop_assert!(q == 8 || off >= most / 4.0);
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_its_batch(d in 0usize..22, m in 2usize..40, n in 1usize..40, pick in 0usize..6, seed: u32) {
         let dtype = types()[d];
         let k = columns(dtype, pick);
         let p = packed(&matrix(dtype, n, k, seed.into()));
@@ -178,24 +244,28 @@ proptest! {
     }
 
     #[test]
-    fn every_set_quantises_alike(seed: u32, power in -40i32..38, sparse in any::<bool>()) {
-        let mut x = values(layout::GROUP, seed.into());
+    fn every_set_quantises_alike(seed: u32, power in -40i32..38, sparse in any::<bool>(), q in 1usize..9, together in 1usize..3) {
+        let mut x = values(together * layout::GROUP, seed.into());
         x.iter_mut().enumerate().for_each(|(i, x)| {
             *x *= if sparse && i % 7 > 0 { 0.0 } else { 10f32.powi(power) };
         });
-        let x: [f32; layout::GROUP] = x.try_into().unwrap();
+        let x: &[[f32; layout::GROUP]] = x.as_chunks().0;
         let run = |k: &Kernels| {
-            let (mut codes, mut scale, mut sums, mut slab_sums) = ([0; 64], 0.0, [0; 4], [0.0; 2]);
-            (k.quantize)(&x, quantized::GroupOut {
-                codes: &mut codes, scale: &mut scale, sums: &mut sums, slab_sums: &mut slab_sums,
-            });
-            (codes, scale.to_bits(), sums, slab_sums.map(f32::to_bits))
+            let (mut codes, mut scales, mut sums) = ([[0; 64]; 2], [0.0; 2], [[0; 4]; 2]);
+            let mut slab_sums = [[0.0; 2]; 2];
+            let cells = codes.iter_mut().zip(&mut scales).zip(sums.iter_mut().zip(&mut slab_sums));
+            let mut outs: Vec<_> = cells
+                .map(|((codes, scale), (sums, slab_sums))| quantized::GroupOut { codes, scale, sums, slab_sums })
+                .collect();
+            (k.quantize)(x, q, &mut outs[..x.len()]);
+            (codes, scales.map(f32::to_bits), sums, slab_sums.map(|s| s.map(f32::to_bits)))
         };
         let expected = run(&kernels::PORTABLE);
-        for (code, x) in expected.0.iter().zip(&x) {
-            let back = f32::from(*code) * f32::from_bits(expected.1);
-            let largest = x.abs().max(expected.1 as f32 * 0.0);
-            prop_assert!((back - x).abs() <= f32::from_bits(expected.1) * 0.51 + largest * 1e-6 + 1e-37);
+        let scale = f32::from_bits(expected.1[0]);
+        prop_assert!(together == 1 || expected.1[0] == expected.1[1]);
+        for (code, x) in expected.0.as_flattened().iter().zip(x.as_flattened()).filter(|_| q > 2) {
+            let back = f32::from(*code) * scale;
+            prop_assert!((back - x).abs() <= scale * 0.51 + x.abs() * 1e-6 + 1e-37);
         }
         for set in kernels::all() {
             prop_assert_eq!(&run(set), &expected);
@@ -213,7 +283,7 @@ fn several_matrices_biases_and_sums_are_the_products_one_by_one() {
     for m in [1, 5, 40] {
         let x = values(m * 512, 3);
         let mut q = Activations::default();
-        q.fill(&team, &x, 512, m, a.forms());
+        q.fill(&team, &x, 512, m, a.forms(None));
         let bias = values(33, 4);
         let (mut out_a, mut out_b) = (vec![1.0; m * 33], vec![2.0; m * 7]);
         products(
@@ -254,10 +324,10 @@ fn several_matrices_biases_and_sums_are_the_products_one_by_one() {
             (&other, None),
             crate::silu_mul,
             &mut Vec::new(),
-            (&mut gated, a.forms()),
+            (&mut gated, a.forms(None)),
         );
         let mut direct = Activations::default();
-        direct.fill(&team, &expected, 33, m, a.forms());
+        direct.fill(&team, &expected, 33, m, a.forms(None));
         assert_eq!(gated.integers, direct.integers);
     }
 }
@@ -324,7 +394,7 @@ fn plain_types_stay_as_they_are() {
 fn rounded_product(k: &'static Kernels, integers: usize, x: &[f32], w: &Packed) -> Vec<f32> {
     let team = Team::new(2);
     let mut rows = Activations::default();
-    rows.fill(&team, x, w.cols(), integers, w.forms());
+    rows.fill(&team, x, w.cols(), integers, w.forms(None));
     let mut out = vec![f32::NAN; x.len() / w.cols() * w.rows()];
     let product = Product {
         weight: w,
@@ -341,7 +411,7 @@ proptest! {
 
     #[test]
     fn rounded_products_are_near_f64(
-        d in 0usize..14, m in 1usize..70, n in 1usize..70, pick in 0usize..6, seed: u32, power in -12i32..12,
+        d in 0usize..22, m in 1usize..70, n in 1usize..70, pick in 0usize..6, seed: u32, power in -12i32..12,
     ) {
         let dtype = types()[d];
         let k = columns(dtype, pick);
@@ -366,7 +436,7 @@ proptest! {
     }
 
     #[test]
-    fn every_set_decodes_and_rounds_alike(d in 0usize..14, n in 1usize..40, pick in 0usize..6, seed: u32) {
+    fn every_set_decodes_and_rounds_alike(d in 0usize..22, n in 1usize..40, pick in 0usize..6, seed: u32) {
         let dtype = types()[d];
         let (p, facts) = (packed(&matrix(dtype, n, columns(dtype, pick), seed.into())), facts(dtype).unwrap());
         let x: [f32; 32] = values(32, seed.into()).try_into().unwrap();
@@ -386,7 +456,7 @@ proptest! {
 
     #[test]
     fn a_rounded_row_does_not_depend_on_its_batch_nor_on_integers_before_it(
-        d in 0usize..14, m in 2usize..70, n in 1usize..70, pick in 0usize..6, seed: u32, integers in 0usize..40,
+        d in 0usize..22, m in 2usize..70, n in 1usize..70, pick in 0usize..6, seed: u32, integers in 0usize..40,
     ) {
         let dtype = types()[d];
         let k = columns(dtype, pick);
@@ -406,15 +476,15 @@ proptest! {
         let [gate, up] = [1, 2].map(|i| packed(&matrix(DType::Q4K, n, k, u64::from(seed) + i)));
         let x = values(m * k, u64::from(seed));
         let mut rows = Activations::default();
-        rows.fill(&team, &x, k, m / 3, gate.forms());
+        rows.fill(&team, &x, k, m / 3, gate.forms(None));
         // Memory that was used for something larger.
         let mut gated = Activations::default();
-        gated.fill(&team, &values(100 * 99, 5), 99, 3, gate.forms());
-        gated_product(&team, &rows, (&gate, None), (&up, None), crate::silu_mul, &mut Vec::new(), (&mut gated, gate.forms()));
+        gated.fill(&team, &values(100 * 99, 5), 99, 3, gate.forms(None));
+        gated_product(&team, &rows, (&gate, None), (&up, None), crate::silu_mul, &mut Vec::new(), (&mut gated, gate.forms(None)));
         let mut plain = rounded_product(kernels::kernels(), m / 3, &x, &gate);
         crate::silu_mul(&mut plain, &rounded_product(kernels::kernels(), m / 3, &x, &up));
         let mut expected = Activations::default();
-        expected.fill(&team, &plain, n, m / 3, gate.forms());
+        expected.fill(&team, &plain, n, m / 3, gate.forms(None));
         prop_assert!(gated.integers == expected.integers);
         prop_assert_eq!((gated.rows(), gated.cols()), (m, n));
         for pair in 0..expected.rounded.pairs() {
@@ -444,7 +514,7 @@ fn matrices_with_different_kernels_share_their_rows() {
         // Not filled up, as the type without tiles wants it.
         let forms = Forms {
             few: 16,
-            ..weights[0].forms()
+            ..weights[0].forms(None)
         };
         rows.fill(&team, &x, 512, m, forms);
         let mut outs = [vec![0.0; m * 33], vec![0.0; m * 33]];

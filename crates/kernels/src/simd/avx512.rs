@@ -73,6 +73,47 @@ impl Sixteen for Avx512 {
     }
 
     #[inline(always)]
+    fn nibble(self, words: &[u32; 16], place: usize) -> __m512 {
+        unsafe {
+            let numbers = _mm512_setr_ps(
+                0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0,
+                15.0,
+            );
+            let words = _mm512_loadu_si512(words.as_ptr().cast());
+            let by = _mm512_set1_epi32(4 * place as i32);
+            // The choice looks at four bits of a word only.
+            _mm512_permutexvar_ps(_mm512_srlv_epi32(words, by), numbers)
+        }
+    }
+
+    #[inline(always)]
+    fn two_f16(self, words: &[u32; 16]) -> [__m512; 2] {
+        unsafe {
+            let words = _mm512_loadu_si512(words.as_ptr().cast());
+            let high = _mm512_srli_epi32::<16>(words);
+            [
+                _mm512_cvtph_ps(_mm512_cvtepi32_epi16(words)),
+                _mm512_cvtph_ps(_mm512_cvtepi32_epi16(high)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn butterfly<const STRIDE: usize>(self, v: __m512) -> __m512 {
+        unsafe {
+            // The other lane of each pair, and the lanes whose number has the bit.
+            let (other, second) = match STRIDE {
+                1 => (_mm512_permute_ps::<0b10_11_00_01>(v), 0xaaaa),
+                2 => (_mm512_permute_ps::<0b01_00_11_10>(v), 0xcccc),
+                4 => (_mm512_shuffle_f32x4::<0b10_11_00_01>(v, v), 0xf0f0),
+                8 => (_mm512_shuffle_f32x4::<0b01_00_11_10>(v, v), 0xff00),
+                _ => unreachable!("strides of sixteen lanes"),
+            };
+            _mm512_mask_sub_ps(_mm512_add_ps(other, v), second, other, v)
+        }
+    }
+
+    #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {
         unsafe { _mm512_add_ps(a, b) }
     }

@@ -18,6 +18,12 @@ pub(crate) trait Sixteen: Copy {
     fn load_bf16(self, x: &[u16; 16]) -> Self::W;
     /// Sixteen integers.
     fn load_i8(self, x: &[i8; 16]) -> Self::W;
+    /// Four bits of each word, those of the `place`-th four, as numbers.
+    fn nibble(self, words: &[u32; 16], place: usize) -> Self::W;
+    /// The low and the high halves of words, as f16.
+    fn two_f16(self, words: &[u32; 16]) -> [Self::W; 2];
+    /// As [`Simd::butterfly`], of sixteen lanes.
+    fn butterfly<const STRIDE: usize>(self, v: Self::W) -> Self::W;
     fn add(self, a: Self::W, b: Self::W) -> Self::W;
     fn sub(self, a: Self::W, b: Self::W) -> Self::W;
     fn mul(self, a: Self::W, b: Self::W) -> Self::W;
@@ -83,6 +89,27 @@ impl<S: Simd> Sixteen for Pair<S> {
     #[inline(always)]
     fn load_i8(self, x: &[i8; 16]) -> Self::W {
         self.load(&x.map(f32::from))
+    }
+
+    #[inline(always)]
+    fn nibble(self, words: &[u32; 16], place: usize) -> Self::W {
+        self.load(&words.map(|word| (word >> (4 * place) & 15) as i32 as f32))
+    }
+
+    #[inline(always)]
+    fn two_f16(self, words: &[u32; 16]) -> [Self::W; 2] {
+        [
+            self.load_f16(&words.map(|word| word as u16)),
+            self.load_f16(&words.map(|word| (word >> 16) as u16)),
+        ]
+    }
+
+    #[inline(always)]
+    fn butterfly<const STRIDE: usize>(self, [a, b]: Self::W) -> Self::W {
+        match STRIDE {
+            LANES => [self.0.add(a, b), self.0.sub(a, b)],
+            _ => [self.0.butterfly::<STRIDE>(a), self.0.butterfly::<STRIDE>(b)],
+        }
     }
 
     #[inline(always)]

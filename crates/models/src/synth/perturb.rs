@@ -110,6 +110,15 @@ impl Codes {
             DType::Q5K => (48, 128, 0x11, 3),
             DType::Q6K => (0, 128, 0x11, 2),
             DType::Iq4Xs => (8, 128, 0x11, 4),
+            // One plane of bits: the lowest, or of more bits one that counts some per cent.
+            DType::B1 => (2, 16, 0xff, 8),
+            DType::B2 => (2, 16, 0xff, 6),
+            DType::B3 => (2, 16, 0xff, 5),
+            DType::B4 => (2, 16, 0xff, 4),
+            DType::B5 => (2, 16, 0xff, 3),
+            DType::B6 => (18, 16, 0xff, 3),
+            DType::B7 => (34, 16, 0xff, 3),
+            DType::B8 => (50, 16, 0xff, 3),
         };
         Some(Codes {
             start,

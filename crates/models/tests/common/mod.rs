@@ -75,12 +75,22 @@ impl Run {
     }
 
     pub(crate) fn of(opened: Opened, kv: KvType) -> Run {
+        Run::kept(opened, kv, kv.rotates())
+    }
+
+    /// The same with keys and values rotated, or not. Those of 4 bits are kept from their means.
+    pub(crate) fn kept(opened: Opened, kv: KvType, rotated: bool) -> Run {
         let config = opened.model.config();
-        let kv = KvPages::new(config.layers.len(), PAGES, config.kv_shape(), kv);
+        let team = Team::new(2);
+        let pages = KvPages::new(config.layers.len(), PAGES, config.kv_shape(), kv);
+        let mut pages = pages.with_rotation(rotated);
+        if let (KvType::Q4, Model::Decoder(decoder)) = (kv, &opened.model) {
+            pages = pages.with_centre(decoder.kv_centre(&team, config.context));
+        }
         Run {
             model: opened.model,
-            team: Team::new(2),
-            kv,
+            team,
+            kv: pages,
             work: Workspace::default(),
         }
     }

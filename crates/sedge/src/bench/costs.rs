@@ -49,7 +49,7 @@ pub(super) fn run(args: &CostsArgs) -> Result<(), Failure> {
     let (layers, shape, kv) = (
         config.layers.len(),
         config.kv_shape(),
-        args.machine.kv.into(),
+        args.machine.kv().into(),
     );
     let context = config.context;
     let pages = machine::pages(args.machine.kv_memory, layers, shape, kv);

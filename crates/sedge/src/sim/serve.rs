@@ -116,7 +116,7 @@ fn memory(args: &Args) -> Result<SimMemory, Failure> {
     let (layers, shape, kv) = (
         config.layers.len(),
         config.kv_shape(),
-        args.machine.kv.into(),
+        args.machine.kv().into(),
     );
     let limit = args.machine.context.map_or(usize::MAX, NonZeroUsize::get);
     Ok(SimMemory {
