@@ -19,17 +19,17 @@ use crate::table::table;
 
 const ABOUT: &str = "\
 Example:
-  sedge bench memory --memory 2.8GB --depth 2048 \\
+  sedge bench memory --cap 2.8GB --depth 2048 \\
     -m 1b-bf16.gguf --kv f16 -m 1b-bf16.gguf --kv q4 -m 1b-q4.gguf --kv q4
 
 Each -m with the --kv at the same place is a configuration. For each: how many sequences of
---depth and --tokens fit the memory, beside weights and working memory, and tokens per second of
+--depth and --tokens fit the cap, beside weights and working memory, and tokens per second of
 all of them; then of as many as the first configuration holds. Configurations take turns, repeat
 by repeat; ratios are to the first one in the same repeat.
 
 Weights and keys and values are counted as they lie in memory. Working memory is reckoned from the
 model's shape, for a step of all sequences or of 512 tokens of a prompt, whichever is more. All
-configurations are in memory at once: that takes their number times --memory, less what models
+configurations are in memory at once: that takes their number times --cap, less what models
 named twice share. Every sequence is a copy of one, so that filling takes no longer than one.";
 
 #[derive(Debug, Args)]
@@ -45,7 +45,7 @@ pub(super) struct MemoryArgs {
 
     /// Memory for weights, keys and values, and working memory
     #[arg(long, value_name = "BYTES")]
-    memory: Bytes,
+    cap: Bytes,
 
     /// Tokens that each sequence has before
     #[arg(short, long, value_name = "TOKENS", default_value = "2048")]
@@ -192,19 +192,19 @@ impl Row {
         let task = task(args, 1);
         let fits = |batch: usize| {
             let pages = page * (batch * task.pages()) as u64;
-            loaded.weights + working(config, batch) + pages <= args.memory.0
+            loaded.weights + working(config, batch) + pages <= args.cap.0
         };
-        let most = args.memory.0 / (page * task.pages() as u64) + 1;
+        let most = args.cap.0 / (page * task.pages() as u64) + 1;
         let batch = (1..most as usize).take_while(|&batch| fits(batch)).last();
         let batch = batch.ok_or_else(|| {
             let needed = loaded.weights + working(config, 1) + page * task.pages() as u64;
             Failure::new(format_args!(
-                "{name}: one sequence takes {}, {} of it weights; --memory is {}",
+                "{name}: one sequence takes {}, {} of it weights; --cap is {}",
                 Bytes(needed),
                 Bytes(loaded.weights),
-                args.memory
+                args.cap
             ))
-            .hint("more --memory, or less --depth")
+            .hint("more --cap, or less --depth")
         })?;
         // As many as the first one's, for the equal comparison, may be more than fit.
         let held = first.map_or(batch, |first| first.batch.max(batch));
@@ -299,7 +299,7 @@ fn as_text(args: &MemoryArgs, rows: &[Row]) -> String {
     }));
     format!(
         "{} for sequences of {} tokens that generate {}\n\n{}",
-        args.memory,
+        args.cap,
         args.depth,
         args.tokens,
         table(&lines)
@@ -327,7 +327,7 @@ fn as_json(args: &MemoryArgs, rows: &[Row]) -> serde_json::Value {
         })
         .collect();
     json!({
-        "memory": args.memory.0,
+        "cap": args.cap.0,
         "depth": args.depth,
         "tokens": args.tokens.get(),
         "equal_batch": rows.first().map(|row| row["sequences"].clone()),
