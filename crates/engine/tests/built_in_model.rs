@@ -123,25 +123,31 @@ fn sixteen_neighbours_change_no_token_nor_do_chunks_and_preemption() {
 
 #[test]
 fn pages_of_4_bits_come_back_from_the_second_tier_as_they_went() {
+    // Long enough to fill pages.
+    let questions: Vec<String> = (0..QUESTIONS.len())
+        .map(|i| {
+            let after = |n: usize| QUESTIONS[(i + n) % QUESTIONS.len()];
+            format!("{}, then {}, then {}", after(0), after(1), after(2))
+        })
+        .collect();
     let alone = engine_with(KvType::Q4, 64, EngineConfig::default());
-    let expected: Vec<_> = QUESTIONS
+    let expected: Vec<_> = questions
         .iter()
         .map(|q| read(alone.submit(long(q)).unwrap()))
         .collect();
     let mut config = EngineConfig::default();
     // What an answer leaves is computed as an answer; only prompts are as a prompt would be.
     config.cache.prefixes = Prefixes::Prompts;
-    config.cache.group = 1;
     config.cache.host = Some(HostConfig {
         pages: 200,
         link: LinkConfig::default(),
-        overlap: false,
+        overlap: true,
         delta: true,
     });
-    // Room for one or two, so that each one's pages must go before it is asked again.
-    let engine = engine_with(KvType::Q4, 8, config);
+    // Room for two, so that each one's pages must go before it is asked again.
+    let engine = engine_with(KvType::Q4, 12, config);
     for _ in 0..2 {
-        for (question, expected) in QUESTIONS.iter().zip(&expected) {
+        for (question, expected) in questions.iter().zip(&expected) {
             assert_eq!(&read(engine.submit(long(question)).unwrap()), expected);
         }
     }
