@@ -529,7 +529,7 @@ mod tests {
             let read = |path| std::fs::read(path).unwrap();
             assert!(read(&a) == read(&b) && read(&a) != read(&c), "{name}");
         }
-        assert!(Mixture::from_name("q2_k").is_none());
+        assert!(Mixture::from_name("q9_k").is_none());
     }
 
     #[test]

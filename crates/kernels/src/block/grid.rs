@@ -314,14 +314,14 @@ fn bipolar(shape: Shape, bits: usize, x: &[f32], w: &[f32]) -> Grid {
 #[inline(always)]
 fn weigh(shape: Shape, x: &[f32], importance: Option<&[f32]>, w: &mut [f32]) {
     let mean = x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32;
+    // With no zero and one scale for a long block, larger values are not to count more.
+    let alike = shape.dtype.bipolar_bits().is_some();
     match importance {
+        Some(importance) if alike => w.copy_from_slice(importance),
+        None if alike => w.fill(1.0),
         Some(importance) => {
             for i in 0..x.len() {
                 w[i] = importance[i] * (mean + x[i] * x[i]).sqrt();
-            }
-            // Of no use where nothing is important.
-            if w.iter().all(|w| *w <= 0.0) {
-                w.fill(1.0);
             }
         }
         None => {
@@ -333,6 +333,10 @@ fn weigh(shape: Shape, x: &[f32], importance: Option<&[f32]>, w: &mut [f32]) {
                 };
             }
         }
+    }
+    // Of no use where nothing is important.
+    if w.iter().all(|w| *w <= 0.0) {
+        w.fill(1.0);
     }
     // Bounded, so that no sum of squares over- or underflows.
     let largest = w.iter().fold(0.0f32, |m, w| m.max(*w));
