@@ -2,7 +2,7 @@
 //! find the same token most likely.
 
 use sedge_engine::Executor;
-use sedge_kernels::{PAGE_TOKENS, Segment, argmax};
+use sedge_kernels::argmax;
 use sedge_models::{Batch, Outputs, Variant};
 
 /// What was compared.
@@ -93,17 +93,9 @@ fn compare(
         progress(done, windows.len());
         let scored = tokens.len() - 1;
         for (which, out) in outs.iter_mut().enumerate() {
-            let mut batch = Batch {
-                tokens: tokens.to_vec(),
-                segments: vec![Segment {
-                    rows: 0..tokens.len(),
-                    position: 0,
-                    pages: 0..tokens.len().div_ceil(PAGE_TOKENS),
-                }],
-                tables: (0..tokens.len().div_ceil(PAGE_TOKENS) as u32).collect(),
-                logits: (0..scored as u32).collect(),
-                ..Batch::default()
-            };
+            let mut batch = Batch::default();
+            batch.push_sequence(tokens);
+            batch.logits.extend(0..scored as u32);
             run(which, &mut batch, out);
         }
         let [first, second] = &outs;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sedge_kernels::Segment;
+use sedge_kernels::{PAGE_TOKENS, Segment};
 
 use crate::adapter::Adapter;
 
@@ -37,6 +37,19 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// Appends a sequence from its beginning, with the pages after those of the sequences before.
+    pub fn push_sequence(&mut self, tokens: &[u32]) {
+        let (rows, pages) = (self.tokens.len(), self.tables.len());
+        let end = pages + tokens.len().div_ceil(PAGE_TOKENS);
+        self.tokens.extend_from_slice(tokens);
+        self.tables.extend(pages as u32..end as u32);
+        self.segments.push(Segment {
+            rows: rows..self.tokens.len(),
+            position: 0,
+            pages: pages..end,
+        });
+    }
+
     /// Empties the batch, keeping its memory.
     pub fn clear(&mut self) {
         self.tokens.clear();

@@ -1,6 +1,6 @@
 //! A model's mean keys and values, from which those of few bits are kept.
 
-use sedge_kernels::{KvCentre, KvPages, KvType, PAGE_TOKENS, Segment, Team, rotate};
+use sedge_kernels::{KvCentre, KvPages, KvType, PAGE_TOKENS, Team, rotate};
 
 use crate::batch::{Batch, Outputs};
 use crate::config::Rope;
@@ -24,16 +24,9 @@ impl Decoder {
         let tokens = TOKENS.min(context).max(1);
         let pages = tokens.div_ceil(PAGE_TOKENS);
         let mut kv = KvPages::new(c.layers.len(), pages, c.kv_shape(), KvType::F32);
-        let batch = Batch {
-            tokens: (0..tokens).map(|i| token(i, c.vocab)).collect(),
-            segments: vec![Segment {
-                rows: 0..tokens,
-                position: 0,
-                pages: 0..pages,
-            }],
-            tables: (0..pages as u32).collect(),
-            ..Batch::default()
-        };
+        let spread_out: Vec<u32> = (0..tokens).map(|i| token(i, c.vocab)).collect();
+        let mut batch = Batch::default();
+        batch.push_sequence(&spread_out);
         let (mut scratch, mut out) = (Scratch::default(), Outputs::default());
         self.forward(team, &batch, &mut kv, &mut scratch, &mut out);
         let mut centre = KvCentre::of(&kv, tokens);

@@ -5,9 +5,7 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use sedge_kernels::{
-    DType, KvPages, KvType, Matrix, PAGE_TOKENS, Packer, Segment, Team, Weight, rms_norm,
-};
+use sedge_kernels::{DType, KvPages, KvType, Matrix, Packer, Team, Weight, rms_norm};
 
 use crate::batch::Batch;
 use crate::config::Config;
@@ -78,7 +76,7 @@ impl Layerwise {
                 batches.push(Batch::default());
             }
             let batch = batches.last_mut().expect("one was just there");
-            append(batch, sequence);
+            batch.push_sequence(sequence);
         }
         let mut states = Vec::new();
         for batch in &batches {
@@ -286,8 +284,8 @@ impl Layerwise {
 }
 
 impl Model {
-    /// The same model with one of its matrices, or several that lie in one tensor, in another
-    /// type; packed, if it can be. The others' memory is shared. `None` where it has no such
+    /// The same model with its embeddings, one of its matrices, or several that lie in one
+    /// tensor, in another type; packed, if it can be. The others' memory is shared. `None` where it has no such
     /// products, is no decoder, or the bytes are not of the tensor's shape.
     pub fn with_tensor(
         &self,
@@ -301,9 +299,14 @@ impl Model {
         };
         let mut model = model.clone();
         let weights = &mut model.family.members[0];
+        if let ("token_embd.weight", Some(embeddings)) = (tensor, &mut weights.embeddings) {
+            let (rows, cols) = (embeddings.rows(), embeddings.cols());
+            *embeddings = Matrix::new(dtype, rows, cols, bytes).ok()?;
+            return Some(Model::Decoder(model));
+        }
         let mut linears: Vec<(usize, &mut Linear)> = match tensor {
             "output.weight" => vec![(0, &mut weights.head)],
-            "token_embd.weight" if weights.embeddings.is_none() => vec![(0, &mut weights.head)],
+            "token_embd.weight" => vec![(0, &mut weights.head)],
             _ => {
                 let layer: usize = tensor
                     .strip_prefix("blk.")?
@@ -340,21 +343,6 @@ impl Model {
         Packer::new(weights).pack(team, &mut |_| {}).ok()?;
         Some(Model::Decoder(model))
     }
-}
-
-/// Appends a sequence with pages of its own.
-fn append(batch: &mut Batch, sequence: &[u32]) {
-    let (rows, pages) = (batch.tokens.len(), batch.tables.len());
-    let count = sequence.len().div_ceil(PAGE_TOKENS);
-    batch.tokens.extend_from_slice(sequence);
-    batch
-        .tables
-        .extend((pages..pages + count).map(|p| p as u32));
-    batch.segments.push(Segment {
-        rows: rows..batch.tokens.len(),
-        position: 0,
-        pages: pages..pages + count,
-    });
 }
 
 impl LayerWeights {
@@ -459,7 +447,7 @@ mod tests {
     fn at_once(team: &Team, model: &Model, sequences: &[Vec<u32>]) -> Vec<f32> {
         let mut batch = Batch::default();
         for sequence in sequences {
-            append(&mut batch, sequence);
+            batch.push_sequence(sequence);
         }
         batch.hidden = (0..batch.tokens.len() as u32).collect();
         let c = model.config();

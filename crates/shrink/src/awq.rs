@@ -128,7 +128,8 @@ fn search(
             let rows = w.chunks_exact(columns).step_by(step);
             let scaled = rows.flat_map(|row| row.iter().zip(by).map(|(w, by)| w * by));
             let scaled: Vec<f32> = scaled.collect();
-            let dtype = types[&site.tensor];
+            let wanted = types.get(&site.tensor).copied();
+            let dtype = wanted.unwrap_or(site.weight.dtype());
             nearest(team, dtype, &scaled, columns, Some(&weights)).error
         };
         readers.iter().map(of).sum()

@@ -8,6 +8,7 @@
 #![deny(missing_docs)]
 
 mod awq;
+mod distance;
 mod moment;
 mod numbers;
 mod outliers;

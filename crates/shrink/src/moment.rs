@@ -157,32 +157,42 @@ impl Moment {
         None
     }
 
-    /// `H = R Rᵀ` with `R` upper triangular, by the Cholesky factor of `H` with its rows and
-    /// columns reversed; the upper factor of the inverse is `R⁻¹`.
     fn factor(&self, team: &Team, damping: f32) -> Option<Spread> {
         let n = self.columns;
-        let reversed = Mat::from_fn(n, n, |i, j| {
+        let upper = upper_factor(team, n, &|i, j| {
             let own = if i == j { damping } else { 0.0 };
-            self.sum[(n - 1 - i) * n + (n - 1 - j)] + own
+            self.sum[i * n + j] + own
         });
-        let factor = reversed.llt(Side::Lower).ok()?;
-        drop(reversed);
-        let mut inverse = Mat::zeros(n, n);
-        invert_lower_triangular(inverse.as_mut(), factor.L(), parallel(team));
-        drop(factor);
-        let mut upper = vec![0.0f32; n * n];
-        let inverse = inverse.as_ref();
-        team.for_rows(&mut upper, n, &|i, row| {
-            for (j, value) in row.iter_mut().enumerate().skip(i) {
-                *value = inverse[(n - 1 - i, n - 1 - j)];
-            }
-        });
-        let good = upper
-            .iter()
-            .step_by(n + 1)
-            .all(|d| d.is_finite() && *d > 0.0);
-        good.then_some(Spread { columns: n, upper })
+        upper.map(|upper| Spread { columns: n, upper })
     }
+}
+
+/// Upper factor `U` of the inverse of a symmetric matrix, `H⁻¹ = Uᵀ U`: of `H = R Rᵀ` with `R`
+/// upper it is `R⁻¹`, and that is the inverse Cholesky factor of `H` with its rows and columns
+/// reversed. `None` where the matrix is not positive definite.
+pub(crate) fn upper_factor(
+    team: &Team,
+    n: usize,
+    h: &dyn Fn(usize, usize) -> f32,
+) -> Option<Vec<f32>> {
+    let reversed = Mat::from_fn(n, n, |i, j| h(n - 1 - i, n - 1 - j));
+    let factor = reversed.llt(Side::Lower).ok()?;
+    drop(reversed);
+    let mut inverse = Mat::zeros(n, n);
+    invert_lower_triangular(inverse.as_mut(), factor.L(), parallel(team));
+    drop(factor);
+    let mut upper = vec![0.0f32; n * n];
+    let inverse = inverse.as_ref();
+    team.for_rows(&mut upper, n, &|i, row| {
+        for (j, value) in row.iter_mut().enumerate().skip(i) {
+            *value = inverse[(n - 1 - i, n - 1 - j)];
+        }
+    });
+    let good = upper
+        .iter()
+        .step_by(n + 1)
+        .all(|d| d.is_finite() && *d > 0.0);
+    good.then_some(upper)
 }
 
 /// The upper Cholesky factor of the inverse of a damped second moment.
@@ -250,6 +260,8 @@ mod tests {
         assert_eq!(bad, Err(NotFinite { column: 2 }));
         moment.add(&team, &[0.0; 8]).unwrap();
         assert!(moment.spread(&team, 0.01).is_none());
+        assert!(upper_factor(&team, 2, &|i, j| if i == j { 1.0 } else { 2.0 }).is_none());
+        assert!(upper_factor(&team, 1, &|_, _| f32::NAN).is_none());
         // A constant column, and one that was never used.
         moment
             .add(&team, &[1.0, 0.0, 2.0, 5.0, 1.0, 0.0, -2.0, 5.0])

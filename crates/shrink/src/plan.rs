@@ -4,11 +4,12 @@
 
 use std::collections::BTreeMap;
 
-use sedge_kernels::{DType, KvPages, KvType, PAGE_TOKENS, Segment, Team};
-use sedge_models::{Batch, Layerwise, Model, Origin, Outputs, Rewriting, Site, Tensor, Workspace};
+use sedge_kernels::{DType, Matrix, Team};
+use sedge_models::{Layerwise, Model, Origin, Rewriting, Site, Tensor};
 
+use crate::distance::Distance;
 use crate::round::nearest;
-use crate::shrink::{ShrinkError, Types, decode};
+use crate::shrink::{ShrinkError, Types, check_text, decode};
 
 /// Types that a matrix can take, from the smallest.
 const TYPES: [DType; 9] = [
@@ -52,6 +53,13 @@ pub struct Candidate {
     pub loss: f64,
 }
 
+impl Candidate {
+    fn of(tensor: &Tensor, dtype: DType, loss: f64) -> Candidate {
+        let bytes = dtype.bytes_for(tensor.values()).unwrap_or(0) as u64;
+        Candidate { dtype, bytes, loss }
+    }
+}
+
 /// All matrices' choices.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -64,26 +72,35 @@ pub struct Plan {
 /// Measures what each matrix's types cost, on sequences of tokens.
 ///
 /// # Errors
-/// When the model cannot be opened, is no decoder, or memory for its weights cannot be had.
+/// When the model cannot be opened, is no decoder, the text is too short, or memory for its weights
+/// cannot be had.
 pub fn plan(
     origin: &Origin<'_>,
     text: &[Vec<u32>],
     team: &Team,
     progress: &mut dyn FnMut(usize, usize, &str),
 ) -> Result<Plan, ShrinkError> {
+    check_text(text)?;
     let file = Rewriting::open(origin)?;
     let squares = squares(origin, &file, text, team)?;
     let mut model = origin.model()?.model;
     model.round_prompts(sedge_kernels::rounds_fast());
     model.pack(team).map_err(ShrinkError::Memory)?;
     let sample = sample(text, model.config().vocab);
-    let mut judge = Judge::new(&model, &sample, team);
+    let mut distance = Distance::new(team, &model, &sample);
     let tensors: Vec<Tensor> = file.tensors().filter(|t| t.weight).collect();
     let total = tensors.len();
     let mut choices = Vec::new();
     for (done, tensor) in tensors.into_iter().enumerate() {
         progress(done, total, &tensor.name);
-        choices.push(choice(&file, &tensor, &squares, &model, &mut judge, team));
+        choices.push(choice(
+            &file,
+            &tensor,
+            &squares,
+            &model,
+            &mut distance,
+            team,
+        ));
     }
     let plain = file.tensors().filter(|t| !t.weight);
     let plain: u64 = plain.map(|t| t.values() as u64 * 4 + 32).sum();
@@ -161,17 +178,15 @@ fn choice(
     tensor: &Tensor,
     squares: &Squares,
     model: &Model,
-    judge: &mut Judge<'_>,
+    distance: &mut Distance<'_>,
     team: &Team,
 ) -> Choice {
     let columns = tensor.cols();
     let row = tensor.dtype.bytes_for(columns).unwrap_or(1);
-    let pieces: Vec<sedge_kernels::Matrix> = file
+    let pieces: Vec<Matrix> = file
         .pieces(&tensor.name)
         .into_iter()
-        .filter_map(|bytes| {
-            sedge_kernels::Matrix::new(tensor.dtype, bytes.len() / row, columns, bytes).ok()
-        })
+        .filter_map(|bytes| Matrix::new(tensor.dtype, bytes.len() / row, columns, bytes).ok())
         .collect();
     let fits = |d: &&DType| d.bytes_for(columns).is_some();
     let tried = TRIED.iter().find(fits).copied().unwrap_or(DType::F16);
@@ -184,7 +199,15 @@ fn choice(
         bytes.extend_from_slice(&nearest(team, tried, &values, columns, None).bytes);
     }
     let changed = model.with_tensor(team, &tensor.name, tried, bytes.into());
-    let lost = changed.map_or(0.0, |changed| judge.loss(&changed));
+    let Some(changed) = changed else {
+        // What cannot be changed alone is not judged, and keeps what costs nothing anywhere.
+        let whole = [DType::Q8_0, DType::F16].iter().find(fits).copied();
+        return Choice {
+            tensor: tensor.name.clone(),
+            candidates: vec![Candidate::of(tensor, whole.unwrap_or(DType::F16), 0.0)],
+        };
+    };
+    let lost = distance.of(team, &changed).max(0.0);
     // How the other types compare, on some rows.
     let empty = Vec::new();
     let sites = squares.get(&tensor.name).unwrap_or(&empty);
@@ -216,18 +239,11 @@ fn choice(
         groups.sum()
     };
     let unit = lost / error(tried).max(f64::MIN_POSITIVE);
-    let types = TYPES.iter().filter(fits).map(|&dtype| Candidate {
-        dtype,
-        bytes: dtype.bytes_for(tensor.values()).unwrap_or(0) as u64,
-        loss: unit * error(dtype),
-    });
+    let types = TYPES.iter().filter(fits);
+    let types = types.map(|&dtype| Candidate::of(tensor, dtype, unit * error(dtype)));
     let mut candidates: Vec<Candidate> = types.collect();
     if candidates.is_empty() {
-        candidates.push(Candidate {
-            dtype: DType::F16,
-            bytes: tensor.values() as u64 * 2,
-            loss: 0.0,
-        });
+        candidates.push(Candidate::of(tensor, DType::F16, 0.0));
     }
     Choice {
         tensor: tensor.name.clone(),
@@ -385,90 +401,6 @@ fn sample(text: &[Vec<u32>], vocab: usize) -> Vec<Vec<u32>> {
         .filter(|s| s.len() > 8)
         .map(|s| s[..s.len().min(each)].to_vec());
     pieces.take(tokens.div_ceil(each)).collect()
-}
-
-/// Compares changed models with the whole one.
-struct Judge<'a> {
-    team: &'a Team,
-    batch: Batch,
-    pages: usize,
-    /// Log-probabilities of the whole model.
-    whole: Vec<f32>,
-    out: Outputs,
-    work: Workspace,
-}
-
-impl<'a> Judge<'a> {
-    fn new(model: &Model, sample: &[Vec<u32>], team: &'a Team) -> Judge<'a> {
-        let mut batch = Batch::default();
-        for sequence in sample {
-            let (rows, pages) = (batch.tokens.len(), batch.tables.len());
-            let count = sequence.len().div_ceil(PAGE_TOKENS);
-            batch.tokens.extend_from_slice(sequence);
-            batch
-                .tables
-                .extend((pages..pages + count).map(|p| p as u32));
-            batch.segments.push(Segment {
-                rows: rows..batch.tokens.len(),
-                position: 0,
-                pages: pages..pages + count,
-            });
-        }
-        batch.logits = (0..batch.tokens.len() as u32).collect();
-        let pages = batch.tables.len();
-        let mut judge = Judge {
-            team,
-            batch,
-            pages,
-            whole: Vec::new(),
-            out: Outputs::default(),
-            work: Workspace::default(),
-        };
-        judge.run(model);
-        judge.whole = judge.out.logits.clone();
-        let vocab = model.config().vocab;
-        team.for_rows(&mut judge.whole, vocab, &|_, row| log_softmax(row));
-        judge
-    }
-
-    fn run(&mut self, model: &Model) {
-        let layers = model.config().layers.len();
-        let mut kv = KvPages::new(layers, self.pages, model.kv_shape(), KvType::F16);
-        model.forward(
-            self.team,
-            &self.batch,
-            &mut kv,
-            &mut self.work,
-            &mut self.out,
-        );
-    }
-
-    /// The mean divergence of a changed model's predictions from the whole one's, in nats.
-    fn loss(&mut self, model: &Model) -> f64 {
-        self.run(model);
-        let vocab = model.config().vocab;
-        let whole = &self.whole;
-        self.team
-            .for_rows(&mut self.out.logits, vocab, &|row, out| {
-                log_softmax(out);
-                let whole = &whole[row * vocab..][..vocab];
-                let terms = whole.iter().zip(&*out);
-                let sum: f64 = terms
-                    .map(|(&p, &q)| f64::from(p.exp()) * f64::from(p - q))
-                    .sum();
-                out[0] = sum as f32;
-            });
-        let rows = self.out.logits.chunks_exact(vocab);
-        let count = rows.len().max(1) as f64;
-        rows.map(|row| f64::from(row[0])).sum::<f64>().max(0.0) / count
-    }
-}
-
-fn log_softmax(row: &mut [f32]) {
-    let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = row.iter().map(|l| f64::from(l - most).exp()).sum();
-    let all = most + sum.ln() as f32;
-    row.iter_mut().for_each(|l| *l -= all);
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use bytes::Bytes;
-use sedge_kernels::{DType, Matrix, Team, dequantize};
+use sedge_kernels::{DType, Matrix, MatrixError, Team, dequantize};
 use sedge_models::{
     ConvertError, ConvertReport, Layerwise, OpenError, Origin, Progress, Rewriting, Site,
     activation_bits,
@@ -13,7 +13,7 @@ use sedge_models::{
 use crate::awq;
 use crate::moment::{Moment, NotFinite};
 use crate::outliers::{self, GROUP};
-use crate::round::{Rounded, nearest, spreading};
+use crate::round::{nearest, spreading};
 use crate::work::{Work, WorkError};
 
 /// Values of a matrix that are decoded at once.
@@ -31,7 +31,8 @@ pub enum Method {
     Gptq,
 }
 
-/// The type that each matrix is to have, by the tensor's name.
+/// The type that each matrix is to have, by the tensor's name; of a layer, those that have none stay
+/// as they are.
 pub type Types = BTreeMap<String, DType>;
 
 /// Settings of a run.
@@ -48,6 +49,14 @@ pub struct Options {
     pub activations: Option<(u8, bool)>,
     /// Forgets what an interrupted run has done.
     pub anew: bool,
+}
+
+impl Options {
+    /// Whether what products read is looked at, for which the model reads a text.
+    pub fn looks(&self) -> bool {
+        let mixed = self.activations.is_some_and(|(_, mixed)| mixed);
+        self.method != Method::Nearest || mixed
+    }
 }
 
 impl Default for Options {
@@ -105,6 +114,14 @@ pub enum ShrinkError {
         /// Where.
         source: NotFinite,
     },
+    /// A tensor is no matrix.
+    #[error("{tensor}: {source}")]
+    Matrix {
+        /// Tensor.
+        tensor: String,
+        /// Why not.
+        source: MatrixError,
+    },
     /// Memory could not be had.
     #[error("memory for a layer's weights: {0}")]
     Memory(std::io::Error),
@@ -116,6 +133,36 @@ pub enum ShrinkError {
         /// Bytes of the smallest choice.
         smallest: u64,
     },
+}
+
+impl ShrinkError {
+    /// Of what one of a layer's inputs held.
+    pub(crate) fn not_finite(
+        layer: usize,
+        sites: &[Site],
+        input: usize,
+        source: NotFinite,
+    ) -> ShrinkError {
+        let reader = sites.iter().find(|s| s.input == input);
+        let tensor = reader.map_or_else(String::new, |s| s.tensor.clone());
+        ShrinkError::NotFinite {
+            layer,
+            tensor,
+            source,
+        }
+    }
+}
+
+/// Refuses a text in which there is too little to see.
+pub(crate) fn check_text(text: &[Vec<u32>]) -> Result<&[Vec<u32>], ShrinkError> {
+    let tokens = text.iter().map(Vec::len).sum();
+    match tokens < LEAST_TOKENS {
+        true => Err(ShrinkError::Text {
+            tokens,
+            least: LEAST_TOKENS,
+        }),
+        false => Ok(text),
+    }
 }
 
 /// What a run is at.
@@ -190,13 +237,11 @@ pub fn shrink(
     progress: &mut dyn FnMut(Doing<'_>),
 ) -> Result<ShrinkReport, ShrinkError> {
     let mut file = Rewriting::open(origin)?;
-    let tokens = text.iter().map(Vec::len).sum();
-    if options.method != Method::Nearest && tokens < LEAST_TOKENS {
-        return Err(ShrinkError::Text {
-            tokens,
-            least: LEAST_TOKENS,
-        });
-    }
+    // Where nothing is looked at, nothing need pass through the layers.
+    let text = match options.looks() {
+        true => check_text(text)?,
+        false => &[],
+    };
     let stored = |t: sedge_models::Tensor| t.dtype.bytes_for(t.values()).unwrap_or(0) as u64;
     let bytes_in = file.tensors().map(stored).sum();
     let work = Work::open(output, &key(&file, types, text, options), options.anew)?;
@@ -284,11 +329,21 @@ pub fn shrink(
     })
 }
 
-/// What names a run: the same for the same model, text and settings.
+/// Bytes that are hashed of a tensor, at so many places.
+const HASHED: (usize, usize) = (4096, 16);
+
+/// What names a run: the same for the same model, text and settings. Of the weights it hashes
+/// some of each tensor: fine-tunes differ everywhere in what they have changed.
 fn key(file: &Rewriting<'_>, types: &Types, text: &[Vec<u32>], options: Options) -> String {
     let mut hash = blake3::Hasher::new();
     for tensor in file.tensors() {
         hash.update(format!("{tensor:?}").as_bytes());
+        for piece in file.pieces(&tensor.name) {
+            let step = (piece.len() / HASHED.1).max(HASHED.0);
+            for part in piece.chunks(step) {
+                hash.update(&part[..part.len().min(HASHED.0)]);
+            }
+        }
     }
     hash.update(
         format!(
@@ -342,7 +397,7 @@ impl Run<'_> {
     fn resume(&mut self, sites: &[Site]) -> Result<bool, ShrinkError> {
         let mut found = Vec::new();
         for (tensor, rows, columns) in tensors(sites) {
-            let dtype = self.types[&tensor];
+            let dtype = self.type_of(&tensor, sites);
             let len = dtype.bytes_for(columns).unwrap_or(0) * rows;
             match self.work.find(&tensor, len)? {
                 Some(bytes) => found.push((tensor, dtype, bytes)),
@@ -412,7 +467,7 @@ impl Run<'_> {
                 let squares = moment.as_ref().map(Moment::squares);
                 for (index, site) in readers {
                     progress(self.done.len(), &site.tensor);
-                    let dtype = self.types[&site.tensor];
+                    let dtype = self.type_of(&site.tensor, &sites);
                     let rounded = round(
                         self.team,
                         dtype,
@@ -422,7 +477,7 @@ impl Run<'_> {
                         squares.as_deref(),
                     );
                     let (rows, columns) = (site.weight.rows(), site.weight.cols());
-                    let matrix = Bytes::from(rounded.bytes);
+                    let matrix = Bytes::from(rounded);
                     let here = bytes.entry(site.tensor.clone()).or_default();
                     let start = site.rows.start * dtype.bytes_for(columns).unwrap_or(0);
                     if here.len() < start + matrix.len() {
@@ -437,12 +492,24 @@ impl Run<'_> {
         }
         for (tensor, bytes) in bytes {
             let kept = self.work.keep(&tensor, &bytes)?;
-            let dtype = self.types[&tensor];
+            let dtype = self.type_of(&tensor, &sites);
             self.done.insert(tensor, (dtype, kept));
         }
         let sites = self.layers.sites();
         self.adopt(&sites);
         Ok(())
+    }
+
+    /// The type that a tensor of the layer is to have.
+    fn type_of(&self, tensor: &str, sites: &[Site]) -> DType {
+        let stored = || {
+            sites
+                .iter()
+                .find(|s| s.tensor == tensor)
+                .map(|s| s.weight.dtype())
+        };
+        let wanted = self.types.get(tensor).copied();
+        wanted.or_else(stored).unwrap_or(DType::F16)
     }
 
     /// Whether norms and biases become others.
@@ -563,11 +630,7 @@ impl Run<'_> {
         seen.map_err(ShrinkError::Memory)?;
         match wrong {
             None => Ok(moments),
-            Some((input, source)) => Err(ShrinkError::NotFinite {
-                layer,
-                tensor: reader(input).map_or_else(String::new, |s| s.tensor.clone()),
-                source,
-            }),
+            Some((input, source)) => Err(ShrinkError::not_finite(layer, sites, input, source)),
         }
     }
 
@@ -624,12 +687,12 @@ impl Run<'_> {
             let squares = (moment.rows() > 0).then(|| moment.squares());
             let mut bytes = Vec::with_capacity(len);
             for piece in file.pieces(&tensor.name) {
-                let rows = tensor
-                    .dtype
-                    .bytes_for(columns)
-                    .map_or(0, |row| piece.len() / row);
-                let matrix = Matrix::new(tensor.dtype, rows, columns, piece);
-                let matrix = matrix.expect("a tensor has the bytes of its shape");
+                let row = tensor.dtype.bytes_for(columns).unwrap_or(1);
+                let matrix = Matrix::new(tensor.dtype, piece.len() / row, columns, piece);
+                let matrix = matrix.map_err(|source| ShrinkError::Matrix {
+                    tensor: tensor.name.clone(),
+                    source,
+                })?;
                 // Rows of embeddings, and of the output head, are states.
                 let order = self.order.as_deref();
                 let rounded = round(
@@ -640,7 +703,7 @@ impl Run<'_> {
                     spread.as_ref(),
                     squares.as_deref(),
                 );
-                bytes.extend_from_slice(&rounded.bytes);
+                bytes.extend_from_slice(&rounded);
             }
             let kept = self.work.keep(&tensor.name, &bytes)?;
             self.done.insert(tensor.name, (dtype, kept));
@@ -669,14 +732,10 @@ fn round(
     order: Option<&[usize]>,
     spread: Option<&crate::Spread>,
     squares: Option<&[f32]>,
-) -> Rounded {
+) -> Vec<u8> {
     let (rows, columns) = (w.rows(), w.cols());
     let at_once = (VALUES / columns.max(1)).max(64).next_multiple_of(64);
-    let mut all = Rounded {
-        bytes: Vec::new(),
-        error: 0.0,
-    };
-    let mut values = Vec::new();
+    let (mut all, mut values) = (Vec::new(), Vec::new());
     for start in (0..rows).step_by(at_once) {
         let part = w.slice_rows(start..rows.min(start + at_once));
         values.resize(part.rows() * columns, 0.0);
@@ -692,8 +751,7 @@ fn round(
             (None, squares) => nearest(team, dtype, &values, columns, squares),
             (Some(_), None) => unreachable!("both come from one moment"),
         };
-        all.bytes.extend_from_slice(&rounded.bytes);
-        all.error += rounded.error;
+        all.extend_from_slice(&rounded.bytes);
     }
     all
 }

@@ -7,10 +7,10 @@
 
 mod build;
 mod decompose;
+mod inputs;
 mod linear;
-mod moment;
 mod order;
 
 pub use build::{StackBuildError, StackDoing, StackOptions, StackReport, build};
 pub use decompose::{Decomposed, Decomposition, decompose};
-pub use moment::{Inputs, Moment};
+pub use inputs::Inputs;

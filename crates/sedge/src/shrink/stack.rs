@@ -56,11 +56,9 @@ fn failure(args: &Args, error: StackBuildError) -> Failure {
         None => Failure::new(&error),
     };
     match error {
+        StackBuildError::Shrink(error) => super::failure(args, error),
         StackBuildError::Folder => {
             failure.hint("sedge convert, which makes a GGUF file of the folder")
-        }
-        StackBuildError::Text { .. } => {
-            failure.hint("--calibrate self, a text that the model writes")
         }
         _ => failure,
     }

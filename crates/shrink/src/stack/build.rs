@@ -4,13 +4,16 @@ use std::path::Path;
 
 use sedge_kernels::Team;
 use sedge_models::{
-    ConvertError, ConvertReport, Layerwise, Model, OpenError, Origin, Progress, Rewriting,
-    StackMemory, StackedMatrix, TensorError, stack_metadata, stack_tensors,
+    ConvertReport, Layerwise, Model, Origin, Progress, Rewriting, StackMemory, StackedMatrix,
+    TensorError, stack_metadata, stack_tensors,
 };
 
 use super::decompose::{Decomposition, decompose};
-use super::moment::{Inputs, Moment};
-use super::order::{Distance, by_worth, gains};
+use super::inputs::Inputs;
+use super::order::{by_worth, gains};
+use crate::distance::Distance;
+use crate::moment::Moment;
+use crate::shrink::{ShrinkError, check_text};
 
 /// Settings of a stack.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -37,18 +40,15 @@ impl Default for StackOptions {
 /// Why a model did not become stacks. The output file is then as it was before.
 #[derive(Debug, thiserror::Error)]
 pub enum StackBuildError {
-    /// It could not be opened.
+    /// It cannot be shrunk at all.
     #[error(transparent)]
-    Open(#[from] OpenError),
-    /// It could not be read or written.
-    #[error(transparent)]
-    Convert(#[from] ConvertError),
+    Shrink(#[from] ShrinkError),
     /// Its tensors do not fit.
     #[error(transparent)]
     Tensor(#[from] TensorError),
-    /// It is no decoder, or is stacked already.
-    #[error("only a model that generates text, and whose weights are no stacks yet, becomes one")]
-    Kind,
+    /// It is stacked already.
+    #[error("the model's weights are stacks already")]
+    Stacked,
     /// Matrices of a form that stacks do not have.
     #[error(
         "{0}: only separate matrices of dense layers become stacks, not fused ones or experts'"
@@ -57,17 +57,6 @@ pub enum StackBuildError {
     /// A folder's rows may be in another order than a file's.
     #[error("stacks are made of GGUF files; the model is a folder")]
     Folder,
-    /// Too little text.
-    #[error("the calibration text has {tokens} tokens; at least {least} are needed")]
-    Text {
-        /// Tokens there are.
-        tokens: usize,
-        /// Tokens needed.
-        least: usize,
-    },
-    /// Memory could not be had.
-    #[error("memory for a layer's weights: {0}")]
-    Memory(std::io::Error),
 }
 
 /// What a run is at.
@@ -130,14 +119,8 @@ pub fn build(
     {
         return Err(StackBuildError::Folder);
     }
-    let tokens = text.iter().map(Vec::len).sum();
-    if tokens < crate::LEAST_TOKENS {
-        return Err(StackBuildError::Text {
-            tokens,
-            least: crate::LEAST_TOKENS,
-        });
-    }
-    let mut file = Rewriting::open(origin)?;
+    check_text(text)?;
+    let mut file = Rewriting::open(origin).map_err(ShrinkError::from)?;
     let matrices = blocks(
         origin,
         text,
@@ -150,8 +133,8 @@ pub fn build(
     // All of a level, then all of the next: enough to measure with.
     let levels = options.decomposition.levels.max(1);
     let any = (0..levels).flat_map(|_| 0..matrices.len() as u32).collect();
-    let mut model = origin.model()?.model;
-    model.pack(team).map_err(StackBuildError::Memory)?;
+    let mut model = origin.model().map_err(ShrinkError::from)?.model;
+    model.pack(team).map_err(ShrinkError::Memory)?;
     let measured = beginning(text, options.measured);
     let mut distance = Distance::new(team, &model, &measured);
     model.put_stacks(matrices.clone(), any)?;
@@ -177,7 +160,8 @@ pub fn build(
     for (key, value) in stack_metadata(&matrices, &order)? {
         file.set(&key, value);
     }
-    let file = file.write(output, team, &mut |p| progress(StackDoing::Writing(p)))?;
+    let file = file.write(output, team, &mut |p| progress(StackDoing::Writing(p)));
+    let file = file.map_err(ShrinkError::from)?;
     Ok(StackReport {
         memory,
         curve,
@@ -195,8 +179,8 @@ fn blocks(
     has: &dyn Fn(&str) -> bool,
     progress: &mut dyn FnMut(StackDoing<'_>),
 ) -> Result<Vec<StackedMatrix>, StackBuildError> {
-    let model = origin.model()?.model;
-    let mut layers = Layerwise::new(team, model, text, has).ok_or(StackBuildError::Kind)?;
+    let model = origin.model().map_err(ShrinkError::from)?.model;
+    let mut layers = Layerwise::new(team, model, text, has).ok_or(ShrinkError::Encoder)?;
     let total = layers.config().layers.len();
     let mut matrices = Vec::new();
     while !layers.is_done() {
@@ -211,8 +195,16 @@ fn blocks(
                 moments.push(Moment::new(site.weight.cols()));
             }
         }
-        let seen = layers.observe(team, &mut |input, rows| moments[input].add(team, rows));
-        seen.map_err(StackBuildError::Memory)?;
+        let mut wrong = None;
+        let seen = layers.observe(team, &mut |input, rows| {
+            if let Err(source) = moments[input].add(team, rows) {
+                wrong.get_or_insert((input, source));
+            }
+        });
+        seen.map_err(ShrinkError::Memory)?;
+        if let Some((input, source)) = wrong {
+            return Err(ShrinkError::not_finite(layers.layer(), &sites, input, source).into());
+        }
         let mut inputs: Option<(usize, Inputs)> = None;
         for site in &sites {
             progress(StackDoing::Decomposing {
@@ -222,7 +214,7 @@ fn blocks(
             });
             let ready = match inputs.take() {
                 Some((input, ready)) if input == site.input => ready,
-                _ => moments[site.input].inputs(),
+                _ => Inputs::of(team, &moments[site.input]),
             };
             let (rows, cols) = (site.weight.rows(), site.weight.cols());
             let mut weights = vec![0.0; rows * cols];
@@ -236,7 +228,7 @@ fn blocks(
                 blocks: done.blocks,
             });
         }
-        layers.advance(team).map_err(StackBuildError::Memory)?;
+        layers.advance(team).map_err(ShrinkError::Memory)?;
     }
     Ok(matrices)
 }
@@ -267,7 +259,7 @@ fn curve(
     model: &mut Model,
     distance: &mut Distance<'_>,
 ) -> Result<(StackMemory, Vec<(u64, f64)>), StackBuildError> {
-    let whole = model.memory().ok_or(StackBuildError::Kind)?;
+    let whole = model.memory().ok_or(StackBuildError::Stacked)?;
     let mut curve = Vec::new();
     let step = (whole.largest - whole.smallest) / (SIZES as u64 - 1);
     for size in 0..SIZES as u64 {
@@ -276,7 +268,9 @@ fn curve(
             true => whole.largest,
             false => whole.smallest + size * step,
         };
-        let memory = model.set_memory(bytes).map_err(|_| StackBuildError::Kind)?;
+        let memory = model
+            .set_memory(bytes)
+            .map_err(|_| StackBuildError::Stacked)?;
         curve.push((memory.bytes, distance.of(team, model)));
     }
     Ok((whole, curve))

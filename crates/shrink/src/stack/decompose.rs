@@ -19,8 +19,8 @@ use std::sync::{Mutex, PoisonError};
 use half::f16;
 use sedge_kernels::{StackBlock, Team};
 
+use super::inputs::Inputs;
 use super::linear::{approach, dot, orthonormal, product, solve, transposed};
-use super::moment::Inputs;
 
 /// How matrices become stacks.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -379,8 +379,8 @@ fn round(x: &mut [f32]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Moment;
     use super::*;
+    use crate::moment::Moment;
 
     /// Numbers that are nearly normal, from a seed.
     fn numbers(len: usize, seed: u64) -> Vec<f32> {
@@ -435,10 +435,10 @@ mod tests {
         let weights = numbers(rows * cols, 1);
         let x = inputs(400, cols);
         let mut moment = Moment::new(cols);
-        moment.add(&team, &x);
-        let inputs = moment.inputs();
+        moment.add(&team, &x).unwrap();
+        let inputs = Inputs::of(&team, &moment);
         let seen = decompose(&team, &weights, rows, &inputs, HOW);
-        let blind = Moment::new(cols).inputs();
+        let blind = Inputs::of(&team, &Moment::new(cols));
         let blind = decompose(&team, &weights, rows, &blind, HOW);
         let mut last = 1.0;
         for level in 1..=4 {
@@ -475,7 +475,7 @@ mod tests {
             size * signs[i].signum()
         };
         let weights: Vec<f32> = (0..rows * cols).map(value).collect();
-        let inputs = Moment::new(cols).inputs();
+        let inputs = Inputs::of(&team, &Moment::new(cols));
         let with = |rank: usize| {
             let how = Decomposition {
                 levels: 1,
@@ -500,15 +500,15 @@ mod tests {
         x[41] = f32::NAN;
         // An input that never varies.
         x.chunks_exact_mut(cols).for_each(|row| row[7] = 0.0);
-        moment.add(&team, &x);
+        moment.add(&team, &x).unwrap();
         assert_eq!(moment.rows(), 19);
-        let decomposed = decompose(&team, &weights, rows, &moment.inputs(), HOW);
+        let decomposed = decompose(&team, &weights, rows, &Inputs::of(&team, &moment), HOW);
         for block in &decomposed.blocks {
             block.load().unwrap();
         }
         assert!(decomposed.errors.iter().all(|e| e.is_finite()));
         let zeros = vec![0.0; rows * cols];
-        let nothing = decompose(&team, &zeros, rows, &moment.inputs(), HOW);
+        let nothing = decompose(&team, &zeros, rows, &Inputs::of(&team, &moment), HOW);
         assert!(nothing.blocks.iter().all(|b| b.load().is_ok()));
     }
 }

@@ -1,5 +1,4 @@
-//! The linear algebra of stacks: products on the kernels' tiles, a triangular inverse, and two
-//! solvers.
+//! The linear algebra of stacks: products on the kernels' tiles, and two solvers.
 
 use sedge_kernels::{Matrix, Team, matmul};
 
@@ -26,46 +25,6 @@ pub(super) fn transposed(x: &[f32], rows: usize, cols: usize) -> Vec<f32> {
 /// The sum of products, in f64.
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum()
-}
-
-/// Upper factor `C` of the inverse of a symmetric `[n, n]` matrix, `H⁻¹ = Cᵀ C`: of `H = R Rᵀ`
-/// with `R` upper, it is `R⁻¹`. `None` where the matrix is not positive definite.
-pub(super) fn inverse_factor(h: &[f32], n: usize) -> Option<Vec<f32>> {
-    // With rows and columns in reverse order, R is a lower factor L, and its rows lie in memory.
-    let mut lower = vec![0.0f64; n * n];
-    for i in 0..n {
-        for j in 0..=i {
-            let (above, row) = lower.split_at_mut(i * n);
-            let before = match j == i {
-                true => &row[..j],
-                false => &above[j * n..][..j],
-            };
-            let sum: f64 = row[..j].iter().zip(before).map(|(a, b)| a * b).sum();
-            let left = f64::from(h[(n - 1 - i) * n + n - 1 - j]) - sum;
-            row[j] = match j == i {
-                true if left > 0.0 && left.is_finite() => left.sqrt(),
-                true => return None,
-                false => left / above[j * n + j],
-            };
-        }
-    }
-    // L⁻¹, row after row: X[i] = (e_i − Σ_{k<i} L[i,k] X[k]) / L[i,i].
-    let mut inverse = vec![0.0f64; n * n];
-    for i in 0..n {
-        let (above, row) = inverse.split_at_mut(i * n);
-        let row = &mut row[..n];
-        for k in 0..i {
-            let by = lower[i * n + k];
-            for (x, other) in row[..=k].iter_mut().zip(&above[k * n..][..=k]) {
-                *x -= by * other;
-            }
-        }
-        row[i] += 1.0;
-        let by = 1.0 / lower[i * n + i];
-        row[..=i].iter_mut().for_each(|x| *x *= by);
-    }
-    let reversed = |at: usize| inverse[n * n - 1 - at] as f32;
-    Some((0..n * n).map(reversed).collect())
 }
 
 /// Brings `x` nearer to the solution of `a · x = b`, `a` symmetric and positive definite, by
@@ -166,29 +125,6 @@ mod tests {
         h.truncate(n * n);
         (0..n).for_each(|i| h[i * (n + 1)] += 0.5);
         h
-    }
-
-    #[test]
-    fn the_factors_product_is_the_inverse() {
-        let n = 23;
-        let h = matrix(n);
-        let c = inverse_factor(&h, n).unwrap();
-        for i in 0..n {
-            assert!(c[i * n..][..i].iter().all(|c| *c == 0.0));
-            for j in 0..n {
-                let inverse = |j: usize, k: usize| -> f64 {
-                    let terms = (0..n).map(|r| f64::from(c[r * n + j]) * f64::from(c[r * n + k]));
-                    terms.sum()
-                };
-                let sum: f64 = (0..n)
-                    .map(|k| f64::from(h[i * n + k]) * inverse(k, j))
-                    .sum();
-                let expected = f64::from(u8::from(i == j));
-                assert!((sum - expected).abs() < 1e-3, "{i} {j}: {sum}");
-            }
-        }
-        assert!(inverse_factor(&[1.0, 2.0, 2.0, 1.0], 2).is_none());
-        assert!(inverse_factor(&[f32::NAN], 1).is_none());
     }
 
     #[test]

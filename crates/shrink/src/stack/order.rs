@@ -11,9 +11,10 @@
 //! a block adds to a model that is broken elsewhere ranks it too high: matrices that seem not to
 //! matter there are left behind.
 
-use half::bf16;
-use sedge_kernels::{KvPages, KvType, PAGE_TOKENS, Segment, Team, log_softmax_in_place};
-use sedge_models::{Batch, Model, Outputs, StackedMatrix, Workspace};
+use sedge_kernels::Team;
+use sedge_models::{Model, StackedMatrix};
+
+use crate::distance::Distance;
 
 /// The order, from what each block is worth: `gains[matrix][n]` is what the distance falls by when
 /// `n + 1` blocks of the matrix become `n + 2`, beside all blocks of the others.
@@ -68,81 +69,6 @@ pub(super) fn gains(
         all.push(far.windows(2).map(|far| far[0] - far[1]).collect());
     }
     all
-}
-
-/// How far a model's predictions of a text's tokens are from another's: the mean
-/// Kullback-Leibler divergence, in nats a token.
-pub(super) struct Distance<'a> {
-    text: &'a [Vec<u32>],
-    kv: KvPages,
-    work: Workspace,
-    out: Outputs,
-    /// The other's log-probabilities, for each text `[tokens, vocab]`.
-    from: Vec<Vec<bf16>>,
-}
-
-impl<'a> Distance<'a> {
-    /// From a model.
-    pub(super) fn new(team: &Team, model: &Model, text: &'a [Vec<u32>]) -> Distance<'a> {
-        let config = model.config();
-        let longest = text.iter().map(Vec::len).max().unwrap_or(0);
-        let pages = longest.div_ceil(PAGE_TOKENS);
-        let mut distance = Distance {
-            text,
-            kv: KvPages::new(config.layers.len(), pages, model.kv_shape(), KvType::F16),
-            work: Workspace::default(),
-            out: Outputs::default(),
-            from: Vec::new(),
-        };
-        for tokens in text {
-            distance.predict(team, model, tokens);
-            let logits = distance.out.logits.iter();
-            distance
-                .from
-                .push(logits.map(|p| bf16::from_f32(*p)).collect());
-        }
-        distance
-    }
-
-    /// Of a model.
-    pub(super) fn of(&mut self, team: &Team, model: &Model) -> f64 {
-        let vocab = model.config().vocab;
-        let (mut sum, mut count) = (0.0, 0);
-        for (number, tokens) in self.text.iter().enumerate() {
-            self.predict(team, model, tokens);
-            let from = self.from[number].chunks_exact(vocab);
-            for (from, to) in from.zip(self.out.logits.chunks_exact(vocab)) {
-                let terms = from.iter().zip(to).map(|(from, to)| {
-                    let from = from.to_f32();
-                    f64::from(from.exp() * (from - to))
-                });
-                sum += terms.sum::<f64>();
-                count += 1;
-            }
-        }
-        sum / f64::from(count.max(1))
-    }
-
-    /// Leaves the log-probabilities after each token.
-    fn predict(&mut self, team: &Team, model: &Model, tokens: &[u32]) {
-        let pages = tokens.len().div_ceil(PAGE_TOKENS);
-        let batch = Batch {
-            tokens: tokens.to_vec(),
-            segments: vec![Segment {
-                rows: 0..tokens.len(),
-                position: 0,
-                pages: 0..pages,
-            }],
-            tables: (0..pages as u32).collect(),
-            logits: (0..tokens.len() as u32).collect(),
-            ..Batch::default()
-        };
-        model.forward(team, &batch, &mut self.kv, &mut self.work, &mut self.out);
-        let vocab = model.config().vocab;
-        team.for_rows(&mut self.out.logits, vocab, &|_, row| {
-            log_softmax_in_place(row)
-        });
-    }
 }
 
 #[cfg(test)]
