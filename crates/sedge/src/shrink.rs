@@ -135,11 +135,11 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let start = Instant::now();
     let team = Team::new(machine::threads(args.threads));
     let mut line = ProgressLine::new();
-    let text = Text::of(&args, &team, &mut line)?;
     let origin = args.model.origin()?;
     if !args.requantise {
         sedge_shrink::whole(&origin).map_err(|e| failure(&args, e))?;
     }
+    let text = Text::of(&args, &team, &mut line)?;
     if args.to == Target::Stack {
         return stack::run(&args, &origin, &text, &team, &mut line, start);
     }
@@ -153,12 +153,12 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let done = match args.to {
         Target::Scheme(scheme) => {
             let types = sedge_shrink::by_scheme(&job.origin, &scheme);
-            job.once(&types.map_err(|e| failure(&args, e))?)?
+            job.once(&types.map_err(|e| failure(&args, e))?, &args.output)?
         }
         Target::Fit { bytes } => {
             let plan = job.plan()?;
             let types = plan.within(bytes).map_err(|e| failure(&args, e))?;
-            let mut done = job.once(&types)?;
+            let mut done = job.once(&types, &args.output)?;
             done.plan = Some(plan);
             done
         }
@@ -217,6 +217,16 @@ fn kv(target: &Target) -> Option<&'static str> {
     }
 }
 
+/// How matrices are rounded.
+fn options(args: &Args) -> Options {
+    Options {
+        method: args.method.into(),
+        activations: activations(&args.to),
+        anew: args.restart,
+        ..Options::default()
+    }
+}
+
 /// How often a perplexity is aimed at before the best try is taken.
 const TRIES: usize = 5;
 
@@ -235,7 +245,7 @@ impl Job<'_> {
         plan.map_err(|e| failure(args, e))
     }
 
-    fn once(&mut self, types: &Types) -> Result<Done, Failure> {
+    fn once(&mut self, types: &Types, output: &Path) -> Result<Done, Failure> {
         let Job {
             args,
             origin,
@@ -243,18 +253,13 @@ impl Job<'_> {
             text,
             line,
         } = self;
-        let options = Options {
-            method: args.method.into(),
-            activations: activations(&args.to),
-            anew: args.restart,
-            ..Options::default()
-        };
+        let options = options(args);
         let report = sedge_shrink::shrink(
             origin,
             types,
             &text.calibration,
             options,
-            &args.output,
+            output,
             team,
             &|file| {
                 if let Some(kv) = kv(&args.to) {
@@ -271,7 +276,7 @@ impl Job<'_> {
             },
         );
         let report = report.map_err(|e| failure(args, e))?;
-        let compared = compare(args, &text.compared, line)?;
+        let compared = compare(args, output, &text.compared, line)?;
         Ok(Done {
             types: types.clone(),
             report,
@@ -281,41 +286,45 @@ impl Job<'_> {
     }
 
     /// Aims at a growth of perplexity, with what each try has shown of how far the plan's
-    /// expectation is off.
+    /// expectation is off. A try takes the output's place when it is good, and better than before.
     fn until(&mut self, growth: f64) -> Result<Done, Failure> {
         let plan = self.plan()?;
         let wanted = growth.ln_1p();
+        let output = &self.args.output;
         let (mut off, mut best): (f64, Option<Done>) = (1.0, None);
-        for _ in 0..TRIES {
+        for number in 1..=TRIES {
+            // Each of its own name, so that an interrupted one is found again when its turn comes.
+            let trying = output.with_added_extension(format!("try{number}"));
             let types = plan.losing(wanted * 0.97 / off);
             if best.as_ref().is_some_and(|best| best.types == types) {
                 break;
             }
-            let done = self.once(&types)?;
+            let done = self.once(&types, &trying)?;
             let Some(found) = done.compared.agreement.as_ref().map(Agreement::increase) else {
+                let _ = std::fs::remove_file(&trying);
                 return Err(
                     Failure::new("there is no text to compare perplexities on").hint("--eval FILE")
                 );
             };
             off = (found.max(1e-4).ln_1p() / plan.loss(&types).max(1e-9)).clamp(0.05, 20.0);
             let smaller = |best: &Done| done.report.file.bytes_out < best.report.file.bytes_out;
-            if found <= growth && best.as_ref().is_none_or(smaller) {
-                let near = found > 0.85 * growth;
-                best = Some(done);
-                if near {
-                    break;
-                }
+            if found > growth || !best.as_ref().is_none_or(smaller) {
+                std::fs::remove_file(&trying).map_err(|e| Failure::file(&trying, &e))?;
+                continue;
+            }
+            std::fs::rename(&trying, output).map_err(|e| Failure::file(output, &e))?;
+            best = Some(done);
+            if found > 0.85 * growth {
+                break;
             }
         }
-        let Some(best) = best else {
-            return Err(Failure::new(format_args!(
+        let mut done = best.ok_or_else(|| {
+            Failure::new(format_args!(
                 "no choice of types was found with which perplexity grows by at most {:.2} %",
                 growth * 100.0
             ))
-            .hint("a larger growth, or more calibration text"));
-        };
-        // The file is the last try's.
-        let mut done = self.once(&best.types)?;
+            .hint("a larger growth, or more calibration text")
+        })?;
         done.plan = Some(plan);
         Ok(done)
     }
@@ -340,7 +349,13 @@ impl Text {
             ))
         })?;
         let length = LENGTH.min(opened.model.config().context);
-        let count = args.tokens.get().div_ceil(length);
+        // One type for all, each value to the nearest, needs no text.
+        let read = !matches!(args.to, Target::Scheme(_)) || options(args).looks();
+        let count = if read {
+            args.tokens.get().div_ceil(length)
+        } else {
+            0
+        };
         let compared = args.eval.as_deref();
         let compared = compared.map(|path| tokens(&tokenizer, path)).transpose()?;
         let compared = compared.map(|tokens| sedge_shrink::pieces(&tokens, length, COMPARED));
@@ -398,13 +413,18 @@ struct Compared {
     speeds: [f64; 2],
 }
 
-fn compare(args: &Args, texts: &[Vec<u32>], line: &mut ProgressLine) -> Result<Compared, Failure> {
+fn compare(
+    args: &Args,
+    output: &Path,
+    texts: &[Vec<u32>],
+    line: &mut ProgressLine,
+) -> Result<Compared, Failure> {
     const TASK: Task = Task::Generate {
         tokens: 32,
         depth: 64,
         batch: 1,
     };
-    let after = open(&args.output).map_err(|e| Failure::about(&args.output, &e))?;
+    let after = open(output).map_err(|e| Failure::about(output, &e))?;
     let length = texts.iter().map(Vec::len).max().unwrap_or(0);
     let pages = length.div_ceil(PAGE_TOKENS).max(TASK.pages());
     let executor = |mut model: Model, kv: KvType| -> Result<CpuExecutor, Failure> {
