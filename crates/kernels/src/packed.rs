@@ -274,6 +274,11 @@ impl Packed {
         }
     }
 
+    /// Whether its strips are rebuilt when they are read.
+    pub(crate) fn is_stacked(&self) -> bool {
+        matches!(self.strips, Strips::Stacked(_))
+    }
+
     /// Bytes of a strip as products see it.
     pub(crate) fn strip_bytes(&self) -> usize {
         let facts = facts(self.dtype).expect("only such types are packed");

@@ -11,15 +11,15 @@
 //! V      [rank][cols]          f16
 //! ```
 //!
-//! Products read strips as 8-bit integers, rebuilt where they are read, in the first-level cache,
-//! and never kept: a cache of them would cost the memory that a stack saves. A strip is rebuilt
-//! for each product, whatever the rows it is multiplied with, into the packed layout of q8_0. So
-//! a row's result depends on neither the rows beside it nor the machine. For 32 columns of a row
+//! Products read strips as 8-bit integers, rebuilt where they are read and never kept: keeping them
+//! would cost the memory that a stack saves. Whatever the rows that it is multiplied with, a strip
+//! is rebuilt into the packed layout of q8_0. So a row's result depends on neither the rows beside
+//! it nor the machine. For 32 columns of a row
 //!
 //! ```text
 //! scale = f16(Σ |u| · max |v| / 127)            over blocks and ranks, in order
-//! value = Σ v · (± u / scale)                   alike, each added by a fused multiply-add
-//! code  = value, rounded to nearest, ties to even
+//! value = Σ v · (± u · (1 / scale))             alike, each added by a fused multiply-add
+//! code  = value, rounded to nearest, ties to even, from −128 to 127
 //! ```
 
 #[cfg(target_arch = "x86_64")]

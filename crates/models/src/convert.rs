@@ -126,7 +126,10 @@ impl Origin<'_> {
     }
 
     /// Refuses to write over what is read.
-    pub(crate) fn refuse_same(&self, output: &Path) -> Result<(), ConvertError> {
+    ///
+    /// # Errors
+    /// When the output is the input.
+    pub fn refuse_same(&self, output: &Path) -> Result<(), ConvertError> {
         let Origin::Path(input) = self else {
             return Ok(());
         };

@@ -45,8 +45,8 @@ pub struct Layerwise {
     scratch: Scratch,
     /// The next layer.
     layer: usize,
-    /// Whether queries, keys and values are one tensor, and gate and up.
-    fused: [bool; 2],
+    /// For each layer, whether queries, keys and values are one tensor, and gate and up.
+    fused: Vec<[bool; 2]>,
 }
 
 impl Layerwise {
@@ -85,14 +85,18 @@ impl Layerwise {
             states.push(scratch.rows.state[..len].to_vec());
             scratch.who.forget();
         }
-        let fused = ["blk.0.attn_qkv.weight", "blk.0.ffn_gate.weight"].map(tensors);
+        let fused = (0..model.config.layers.len()).map(|layer| {
+            let there = |part: &str| tensors(&format!("blk.{layer}.{part}.weight"));
+            [there("attn_qkv"), !there("ffn_gate")]
+        });
+        let fused = fused.collect();
         Some(Layerwise {
             model,
             batches,
             states,
             scratch,
             layer: 0,
-            fused: [fused[0], !fused[1]],
+            fused,
         })
     }
 
@@ -121,7 +125,7 @@ impl Layerwise {
     /// # Panics
     /// After the last layer.
     pub fn sites(&mut self) -> Vec<Site> {
-        let (layer, fused) = (self.layer, self.fused);
+        let (layer, fused) = (self.layer, self.fused_here());
         let named = named(self.weights(), layer, fused);
         let site = |named: Named<'_>| {
             let Weight::Stored(weight) = &named.linear.weight else {
@@ -143,7 +147,7 @@ impl Layerwise {
     /// # Panics
     /// When there is no such site or the shape differs.
     pub fn replace(&mut self, site: usize, weight: Matrix, bias: Option<Vec<f32>>) {
-        let (layer, fused) = (self.layer, self.fused);
+        let (layer, fused) = (self.layer, self.fused_here());
         let mut named = named(self.weights(), layer, fused);
         let linear = &mut *named[site].linear;
         let old = (linear.weight.rows(), linear.weight.cols());
@@ -223,13 +227,17 @@ impl Layerwise {
         }
     }
 
+    fn fused_here(&self) -> [bool; 2] {
+        self.fused.get(self.layer).copied().unwrap_or_default()
+    }
+
     fn weights(&mut self) -> &mut LayerWeights {
         assert!(!self.is_done(), "all layers have been passed");
         &mut self.model.family.members[0].layers[self.layer]
     }
 
     fn run(&mut self, team: &Team, mut see: Option<See<'_>>, keep: bool) -> std::io::Result<()> {
-        let (layer, fused) = (self.layer, self.fused);
+        let (layer, fused) = (self.layer, self.fused_here());
         let stored = self.weights().clone();
         let mut watches: Vec<Watch> = Vec::new();
         if see.is_some() {

@@ -127,8 +127,10 @@ impl Model {
     pub fn is_akin(&mut self, other: &mut Model) -> bool {
         match (self, other) {
             (Model::Decoder(model), Model::Decoder(other)) => {
+                // Stacks grow and shrink by themselves.
+                let stacked = model.stacks.is_some() || other.stacks.is_some();
                 let weights = &mut other.family.members[0];
-                model.config == other.config && model.family.shares_with(weights)
+                !stacked && model.config == other.config && model.family.shares_with(weights)
             }
             _ => false,
         }

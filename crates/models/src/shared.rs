@@ -47,6 +47,11 @@ pub enum NoMerge {
         "an adapter that changes the embeddings is merged into a file only: `sedge adapter merge`"
     )]
     Embeddings,
+    /// Its weights may become others.
+    #[error(
+        "the model's weights are stacks, whose size may change; requests may name the adapter unmerged"
+    )]
+    Stacked,
     /// There is no memory.
     #[error("the merged weights could not be packed: {0}")]
     Memory(std::io::Error),
@@ -84,6 +89,9 @@ impl SharedModel {
         let Model::Decoder(decoder) = &*model else {
             return Err(NoMerge::Encoder);
         };
+        if decoder.stacks.is_some() {
+            return Err(NoMerge::Stacked);
+        }
         let (weights, bytes) = merged(decoder, member, adapter, team)?;
         let member = self.change(|decoder| decoder.family.add(weights));
         Ok(Merged {
@@ -102,7 +110,7 @@ impl SharedModel {
         let mut decoder = decoder.clone();
         let result = change(&mut decoder);
         let old = std::mem::replace(&mut *place, Arc::new(Model::Decoder(decoder)));
-        // What only the old one had is given back with nobody waiting.
+        // What only the old one had is given back by who holds it last: often a step under way.
         drop(place);
         drop(old);
         Some(result)

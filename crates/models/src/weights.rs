@@ -300,7 +300,10 @@ impl Block<'_> {
         let name = self.name(&format!("{part}.weight"));
         let stacked = stacks.map(|stacks| stacks.matrix(&name, rows, cols));
         let linear = match stacked.transpose()?.flatten() {
-            Some(stacked) => Linear::new(stacked, None),
+            Some(stacked) => Linear {
+                activation_bits: self.activation_bits(&format!("{part}.weight"), cols)?,
+                ..Linear::new(stacked, None)
+            },
             None => self.unbiased(part, rows, cols)?,
         };
         Ok(Linear {

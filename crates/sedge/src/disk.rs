@@ -15,19 +15,21 @@ use crate::machine::{Kv, MachineArgs};
 use crate::size::Bytes;
 use crate::source::Source;
 
-/// Opens the file of the pages of a model and its fine-tunes below `folder`.
+/// Opens the file of the pages of a model and its fine-tunes below `folder`. `weights` is what
+/// those are called with which the model starts.
 pub(crate) fn open(
     folder: &Path,
     capacity: Bytes,
     page_bytes: usize,
     (sources, near): (&[&Source], &[Similar]),
     machine: &MachineArgs,
+    weights: u64,
 ) -> Result<DiskTier, Failure> {
     let contents: Vec<Option<blake3::Hash>> = sources
         .iter()
         .map(|source| source.content())
         .collect::<Result<_, Failure>>()?;
-    let identity = identity(sources, &contents, near, machine)
+    let identity = identity(sources, &contents, near, machine, weights)
         .map_err(|error| Failure::new(format_args!("{}: {error}", sources[0].name)))?;
     let name: String = identity[..8].iter().map(|b| format!("{b:02x}")).collect();
     let config = DiskConfig {
@@ -52,6 +54,7 @@ fn identity(
     contents: &[Option<blake3::Hash>],
     near: &[Similar],
     machine: &MachineArgs,
+    weights: u64,
 ) -> io::Result<[u8; 32]> {
     let mut hasher = blake3::Hasher::new();
     let about = format!(
@@ -60,7 +63,7 @@ fn identity(
         machine.weights.arithmetic_name(),
         machine.kv(),
         // With them change the means that 4-bit keys and values are kept from.
-        machine.context.filter(|_| machine.kv() == Kv::Q4),
+        (machine.kv() == Kv::Q4).then_some((machine.context, weights)),
         packed_kernels(),
         sedge_kernels::rounds_fast(),
     );

@@ -212,6 +212,7 @@ impl<'a> Group<'a> {
                 machine::tokens(pages),
             ));
         }
+        let version = self.model.stack_version();
         let shared = SharedModel::new(self.model);
         if load.is_some() && machine.weights.follows_machine() {
             pressure::watch(&source.name, &shared);
@@ -230,6 +231,7 @@ impl<'a> Group<'a> {
                 page_bytes,
                 (&sources, &self.near),
                 machine,
+                version,
             )?;
             config.cache.disk = Some(disk);
         }

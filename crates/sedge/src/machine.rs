@@ -45,15 +45,16 @@ impl MachineArgs {
 
     /// The same for a model that was shrunk for a type of keys and values, if no other is asked for.
     pub(crate) fn of(&self, info: &Info) -> MachineArgs {
-        let shrunk_for = info
-            .kv
-            .as_deref()
-            .and_then(|name| Kv::from_str(name, true).ok());
         MachineArgs {
-            kv: self.kv.or(shrunk_for),
+            kv: self.kv.or(shrunk_for(info)),
             ..self.clone()
         }
     }
+}
+
+/// The type of keys and values that a model was shrunk for, if it is one that there is.
+pub(crate) fn shrunk_for(info: &Info) -> Option<Kv> {
+    Kv::from_str(info.kv.as_deref()?, true).ok()
 }
 
 /// What is made of a model's weights before it runs.

@@ -85,10 +85,11 @@ fn run(name: &str, model: &Weak<SharedModel>) {
             && let Some(bytes) = watch.next(start.elapsed(), reading, memory)
         {
             match model.set_memory(bytes) {
-                Ok(_) => output::note(format_args!(
-                    "sedge: {name}: weights have {} now",
-                    Bytes(bytes)
-                )),
+                Ok(_) => {
+                    let bytes = model.memory().map_or(bytes, |memory| memory.bytes);
+                    let bytes = Bytes(bytes);
+                    output::note(format_args!("sedge: {name}: weights have {bytes} now"));
+                }
                 Err(error) => output::note(format_args!("sedge: {name}: {error}")),
             }
         }

@@ -40,7 +40,7 @@ is used as there is memory for, which may change while it serves (sedge serve --
 
 The model reads a calibration text while it is rounded: one of yours, best of the kind that it
 will see, or one that it writes itself. What is done is kept in OUT.gguf.shrinking until the file
-is whole: the same command goes on where an interrupted one ended.";
+is whole: the same command goes on where an interrupted one ended, but for stacks.";
 
 #[derive(clap::Args)]
 #[command(after_help = ABOUT)]
@@ -136,6 +136,11 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let team = Team::new(machine::threads(args.threads));
     let mut line = ProgressLine::new();
     let origin = args.model.origin()?;
+    let refused = origin.refuse_same(&args.output);
+    refused.map_err(|e| failure(&args, e.into()))?;
+    if args.to == Target::Stack {
+        stack::refuse_others(&args)?;
+    }
     if !args.requantise {
         sedge_shrink::whole(&origin).map_err(|e| failure(&args, e))?;
     }
@@ -180,7 +185,6 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
 
 /// A model that was shrunk, and how it compares.
 struct Done {
-    types: Types,
     report: ShrinkReport,
     compared: Compared,
     /// Of budgets: what each size was expected to cost.
@@ -278,7 +282,6 @@ impl Job<'_> {
         let report = report.map_err(|e| failure(args, e))?;
         let compared = compare(args, output, &text.compared, line)?;
         Ok(Done {
-            types: types.clone(),
             report,
             compared,
             plan: None,
@@ -292,13 +295,15 @@ impl Job<'_> {
         let wanted = growth.ln_1p();
         let output = &self.args.output;
         let (mut off, mut best): (f64, Option<Done>) = (1.0, None);
+        let mut tried: Vec<Types> = Vec::new();
         for number in 1..=TRIES {
             // Each of its own name, so that an interrupted one is found again when its turn comes.
             let trying = output.with_added_extension(format!("try{number}"));
             let types = plan.losing(wanted * 0.97 / off);
-            if best.as_ref().is_some_and(|best| best.types == types) {
+            if tried.contains(&types) {
                 break;
             }
+            tried.push(types.clone());
             let done = self.once(&types, &trying)?;
             let Some(found) = done.compared.agreement.as_ref().map(Agreement::increase) else {
                 let _ = std::fs::remove_file(&trying);
@@ -350,17 +355,19 @@ impl Text {
         })?;
         let length = LENGTH.min(opened.model.config().context);
         // One type for all, each value to the nearest, needs no text.
-        let read = !matches!(args.to, Target::Scheme(_)) || options(args).looks();
-        let count = if read {
+        let looks = !matches!(args.to, Target::Scheme(_)) || options(args).looks();
+        let count = if looks {
             args.tokens.get().div_ceil(length)
         } else {
             0
         };
         let compared = args.eval.as_deref();
-        let compared = compared.map(|path| tokens(&tokenizer, path)).transpose()?;
+        let vocab = opened.model.config().vocab;
+        let read = |path: &Path| tokens(&tokenizer, path, vocab);
+        let compared = compared.map(read).transpose()?;
         let compared = compared.map(|tokens| sedge_shrink::pieces(&tokens, length, COMPARED));
         if args.calibrate.as_os_str() != "self" {
-            let mut all = tokens(&tokenizer, &args.calibrate)?;
+            let mut all = read(&args.calibrate)?;
             let compared = compared.unwrap_or_else(|| {
                 // What is not calibrated on: the last tenth.
                 let left = all.split_off(all.len() - all.len() / 10);
@@ -378,6 +385,7 @@ impl Text {
         let between = || tokenizer.id("<|endoftext|>");
         let start = tokenizer.bos().or_else(between);
         let start = start.or_else(|| tokenizer.eos().first().copied());
+        let start = start.filter(|&token| (token as usize) < vocab);
         let start = [start.unwrap_or(0)];
         let mut write = |count: usize, seed: u64| {
             sedge_shrink::written(
@@ -392,7 +400,10 @@ impl Text {
             )
         };
         let calibration = write(count, 1);
-        let compared = compared.unwrap_or_else(|| write(COMPARED / 2, 2));
+        let compared = compared.unwrap_or_else(|| match args.to {
+            Target::Stack => Vec::new(),
+            _ => write(COMPARED / 2, 2),
+        });
         Ok(Text {
             calibration,
             compared,
@@ -401,9 +412,16 @@ impl Text {
 }
 
 /// A file's tokens.
-fn tokens(tokenizer: &Tokenizer, path: &Path) -> Result<Vec<u32>, Failure> {
+fn tokens(tokenizer: &Tokenizer, path: &Path, vocab: usize) -> Result<Vec<u32>, Failure> {
     let text = std::fs::read_to_string(path).map_err(|e| Failure::file(path, &e))?;
-    Ok(tokenizer.encode(&text, false, false))
+    let tokens = tokenizer.encode(&text, false, false);
+    match tokens.iter().find(|&&token| token as usize >= vocab) {
+        None => Ok(tokens),
+        Some(token) => Err(Failure::new(format_args!(
+            "{}: token {token} of the text is not among the model's {vocab}",
+            path.display()
+        ))),
+    }
 }
 
 /// The model before and after.
@@ -436,11 +454,7 @@ fn compare(
         let model = SharedModel::new(model);
         Ok(CpuExecutor::new(model, team, kv, pages, context))
     };
-    let kv = match after.info.kv.as_deref() {
-        Some("q4") => KvType::Q4,
-        Some("q8") => KvType::Q8,
-        _ => KvType::F16,
-    };
+    let kv = machine::shrunk_for(&after.info).map_or(KvType::F16, KvType::from);
     let mut first = executor(args.model.open()?.model, KvType::F16)?;
     let mut second = executor(after.model, kv)?;
     let agreement = agreement_between([&mut first, &mut second], texts, &mut |done, all| {

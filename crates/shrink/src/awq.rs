@@ -35,13 +35,19 @@ pub(crate) fn fold(
         .iter()
         .map(|site| values(team, &site.weight))
         .collect();
+    // All that read the same, whatever their names.
+    let beside = |parts: &[&str]| -> Vec<usize> {
+        let Some(&first) = of(parts).first() else {
+            return Vec::new();
+        };
+        let input = sites[first].input;
+        (0..sites.len())
+            .filter(|&i| sites[i].input == input)
+            .collect()
+    };
     let groups = [
-        (
-            of(&["attn_q", "attn_k", "attn_v", "attn_qkv"]),
-            Some(0),
-            None,
-        ),
-        (of(&["ffn_gate", "ffn_up"]), Some(1), None),
+        (beside(&["attn_q", "attn_qkv", "attn_q_a"]), Some(0), None),
+        (beside(&["ffn_gate", "ffn_up"]), Some(1), None),
         (of(&["ffn_down"]), None, of(&["ffn_up"]).pop()),
     ];
     let mut biases: Vec<Option<Vec<f32>>> = sites.iter().map(|site| site.bias.clone()).collect();

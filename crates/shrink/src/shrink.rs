@@ -83,8 +83,8 @@ pub enum ShrinkError {
     /// What was done could not be kept.
     #[error(transparent)]
     Work(#[from] WorkError),
-    /// It is no decoder.
-    #[error("the model embeds texts; only models that generate text are shrunk")]
+    /// It is no decoder, or made of stacks.
+    #[error("only models that generate text, and whose weights are no stacks, are shrunk")]
     Encoder,
     /// Its weights are quantised already.
     #[error(
@@ -236,6 +236,7 @@ pub fn shrink(
     change: &dyn Fn(&mut Rewriting<'_>),
     progress: &mut dyn FnMut(Doing<'_>),
 ) -> Result<ShrinkReport, ShrinkError> {
+    origin.refuse_same(output)?;
     let mut file = Rewriting::open(origin)?;
     // Where nothing is looked at, nothing need pass through the layers.
     let text = match options.looks() {
@@ -694,7 +695,8 @@ impl Run<'_> {
                     source,
                 })?;
                 // Rows of embeddings, and of the output head, are states.
-                let order = self.order.as_deref();
+                let states = tensor.name == head || tensor.name == "token_embd.weight";
+                let order = self.order.as_deref().filter(|_| states);
                 let rounded = round(
                     self.team,
                     dtype,
@@ -756,11 +758,19 @@ fn round(
     all
 }
 
-/// All values of a matrix.
+/// All values of a matrix. One that is not finite is a mistake of the checkpoint's, which must not
+/// spread over its row: it is the largest that quantising takes, or 0 where it is no number.
 pub(crate) fn decode(team: &Team, w: &Matrix, out: &mut [f32]) {
     let (columns, row) = (w.cols(), w.row_bytes());
     team.for_rows(out, columns, &|index, out| {
         let bytes = &w.bytes()[index * row..(index + 1) * row];
         dequantize(w.dtype(), bytes, out).expect("a matrix has the bytes of its shape");
+        for x in out {
+            *x = if x.is_nan() {
+                0.0
+            } else {
+                x.clamp(-1e15, 1e15)
+            };
+        }
     });
 }

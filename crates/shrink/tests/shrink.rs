@@ -255,6 +255,52 @@ fn what_cannot_be_shrunk_says_why() {
         "{error}"
     );
     assert!(!folder.path().join("never.gguf").exists());
+    // A weight that is no number spoils no others.
+    let spoilt = folder.path().join("spoilt.gguf");
+    let mut file = Rewriting::open(&seedling()).unwrap();
+    let mut row = vec![0.25f32; 512];
+    (row[3], row[9]) = (f32::NAN, f32::INFINITY);
+    let rows = row.iter().cycle().take(256 * 512);
+    let bytes: Vec<u8> = rows.flat_map(|v| v.to_le_bytes()).collect();
+    file.put(
+        "blk.0.attn_v.weight",
+        DType::F32,
+        vec![256, 512],
+        bytes.into(),
+    );
+    file.write(&spoilt, &team, &mut |_| {}).unwrap();
+    let out = folder.path().join("still.gguf");
+    shrink(
+        &Origin::Path(&spoilt),
+        &types(DType::Q8_0),
+        &seen,
+        options,
+        &out,
+        &team,
+        &|_| {},
+        &mut |_| {},
+    )
+    .unwrap();
+    let mut kept = vec![0.0; 512];
+    let bytes = Rewriting::open(&Origin::Path(&out))
+        .unwrap()
+        .pieces("blk.0.attn_v.weight");
+    let row = DType::Q8_0.bytes_for(512).unwrap();
+    sedge_kernels::dequantize(DType::Q8_0, &bytes[0][..row], &mut kept).unwrap();
+    assert!(kept.iter().all(|v| v.is_finite()) && kept[3] == 0.0);
+    assert!(kept[32..].iter().all(|v| (v - 0.25).abs() < 0.01));
+    // The model itself is not written over.
+    let itself = shrink(
+        &Origin::Path(&spoilt),
+        &types(DType::Q8_0),
+        &seen,
+        options,
+        &spoilt,
+        &team,
+        &|_| {},
+        &mut |_| {},
+    );
+    assert!(itself.unwrap_err().to_string().contains("the input itself"));
     // A folder that cannot be written.
     let nowhere = folder.path().join("no/such/out.gguf");
     std::fs::write(folder.path().join("no"), "a file").unwrap();

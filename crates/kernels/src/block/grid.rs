@@ -103,11 +103,6 @@ impl Grid {
         (isa().fit)(shape, x, importance)
     }
 
-    /// Values of a block.
-    pub fn block_len(&self) -> usize {
-        self.shape.len
-    }
-
     /// The code of the value nearest to `x` in a column of the block, and that value.
     #[inline(always)]
     pub fn round(&self, column: usize, x: f32) -> (u8, f32) {

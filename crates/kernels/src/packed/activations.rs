@@ -217,16 +217,18 @@ pub(super) fn coarsen(row: &mut [f32], bits: &ActivationBits, pairs: bool) {
         x.as_flattened_mut()[..row.len()].copy_from_slice(row);
         let (mut codes, mut scales) = ([[0; GROUP]; 2], [0.0; 2]);
         let (mut sums, mut slab_sums) = ([[0; 4]; 2], [[0.0; 2]; 2]);
-        let mut outs = Vec::with_capacity(2);
-        let cells = codes.iter_mut().zip(&mut scales);
-        for ((codes, scale), (sums, slab_sums)) in cells.zip(sums.iter_mut().zip(&mut slab_sums)) {
-            outs.push(GroupOut {
-                codes,
-                scale,
-                sums,
-                slab_sums,
-            });
-        }
+        let ([a, b], [scale_a, scale_b]) = (&mut codes, &mut scales);
+        let ([sums_a, sums_b], [slabs_a, slabs_b]) = (&mut sums, &mut slab_sums);
+        let out = |codes, scale, sums, slab_sums| GroupOut {
+            codes,
+            scale,
+            sums,
+            slab_sums,
+        };
+        let mut outs = [
+            out(a, scale_a, sums_a, slabs_a),
+            out(b, scale_b, sums_b, slabs_b),
+        ];
         let bits = bits.of_some(i * together, together);
         (kernels().quantize)(&x[..together], bits, &mut outs[..together]);
         for (x, code) in row.iter_mut().zip(codes.as_flattened()) {

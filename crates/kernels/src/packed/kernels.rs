@@ -82,7 +82,9 @@ pub(crate) static PORTABLE: Kernels = Kernels {
 /// The best kernels for this machine.
 pub(crate) fn kernels() -> &'static Kernels {
     static BEST: OnceLock<&'static Kernels> = OnceLock::new();
-    BEST.get_or_init(|| all().pop().expect("the portable set is there"))
+    // Products of bits are for some types only.
+    let general = || all().into_iter().filter(|set| !set.serial);
+    BEST.get_or_init(|| general().next_back().expect("the portable set is there"))
 }
 
 /// Every set that this machine has, the best last.

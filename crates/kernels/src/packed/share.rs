@@ -278,7 +278,12 @@ fn multiply_rounded<const WAYS: usize>(
     work: &mut Decoded,
 ) {
     let pairs = (strips.len() * WAYS).div_ceil(2);
-    let chunk = x.tiles().min(ROUNDED.1 / TILE);
+    // A stacked strip is rebuilt whole, so all its columns are decoded at once.
+    let stacked = numbered(&strips, job).any(|(w, _)| w.is_stacked());
+    let chunk = match stacked {
+        true => x.tiles(),
+        false => x.tiles().min(ROUNDED.1 / TILE),
+    };
     let chunks = x.tiles().div_ceil(chunk);
     work.tiles
         .resize((pairs * chunk).max(work.tiles.len()), Tiles::ZERO);

@@ -7,11 +7,28 @@ use sedge_models::Origin;
 use sedge_shrink::stack::{StackBuildError, StackDoing, StackOptions, StackReport, build};
 use serde_json::json;
 
-use super::{Args, Text};
+use super::{Args, How, Text};
 use crate::failure::Failure;
 use crate::output::{self, ProgressLine};
 use crate::size::Bytes;
 use crate::table::table;
+
+/// Refuses options that are not those of a stack.
+pub(super) fn refuse_others(args: &Args) -> Result<(), Failure> {
+    let given = [
+        (!matches!(args.method, How::Gptq), "--method"),
+        (args.curve.is_some(), "--curve"),
+        (args.eval.is_some(), "--eval"),
+        (args.restart, "--restart"),
+    ];
+    match given.iter().find(|(given, _)| *given) {
+        None => Ok(()),
+        Some((_, option)) => Err(Failure::misused(
+            format_args!("{option} is not for --to stack"),
+            "sedge eval perplexity --memory, which measures a stack at a size",
+        )),
+    }
+}
 
 pub(super) fn run(
     args: &Args,

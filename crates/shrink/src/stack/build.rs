@@ -120,6 +120,7 @@ pub fn build(
         return Err(StackBuildError::Folder);
     }
     check_text(text)?;
+    origin.refuse_same(output).map_err(ShrinkError::from)?;
     let mut file = Rewriting::open(origin).map_err(ShrinkError::from)?;
     let matrices = blocks(
         origin,
@@ -162,9 +163,14 @@ pub fn build(
     }
     let file = file.write(output, team, &mut |p| progress(StackDoing::Writing(p)));
     let file = file.map_err(ShrinkError::from)?;
+    // The file counts all that it holds, norms too; blocks are the same.
+    let written = sedge_models::open(output).map_err(ShrinkError::from)?;
+    let written = written.model.memory().ok_or(StackBuildError::Stacked)?;
+    let beside = written.smallest.saturating_sub(memory.smallest);
+    let curve = curve.into_iter().map(|(bytes, far)| (bytes + beside, far));
     Ok(StackReport {
-        memory,
-        curve,
+        memory: written,
+        curve: curve.collect(),
         order,
         file,
     })

@@ -90,7 +90,8 @@ pub fn decompose(
         moment: &inputs.moment,
         factor: &inputs.factor,
     };
-    let whole = work.error().max(f64::MIN_POSITIVE);
+    let mut through = work.through(&work.left);
+    let whole = work.error(&through).max(f64::MIN_POSITIVE);
     let mut out = Decomposed {
         blocks: Vec::new(),
         errors: Vec::new(),
@@ -100,7 +101,7 @@ pub fn decompose(
         back[column] = at;
     }
     for _ in 0..how.levels.max(1) {
-        let block = work.block(how.rounds.max(1));
+        let block = work.block(how.rounds.max(1), &through);
         let halves = |x: &[f32]| x.iter().map(|x| f16::from_f32(*x)).collect::<Vec<_>>();
         let v = halves(&ordered(&block.v, cols, &back));
         let negative = ordered(&block.negative, cols, &back);
@@ -108,7 +109,8 @@ pub fn decompose(
         let stored = StackBlock::new(rows, cols, bytes.into());
         out.blocks.push(stored.expect("encoded for this shape"));
         work.subtract(&block);
-        out.errors.push((work.error() / whole) as f32);
+        through = work.through(&work.left);
+        out.errors.push((work.error(&through) / whole) as f32);
     }
     out
 }
@@ -119,33 +121,31 @@ impl Work<'_> {
         product(self.team, x, self.moment, self.cols)
     }
 
-    /// Squared error of the outputs.
-    fn error(&self) -> f64 {
-        let through = self.through(&self.left);
-        let terms = self.left.iter().zip(&through);
+    /// Squared error of the outputs, from what is left times the moment.
+    fn error(&self, through: &[f32]) -> f64 {
+        let terms = self.left.iter().zip(through);
         terms.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
     }
 
-    /// One block of what is left.
-    fn block(&self, rounds: usize) -> Block {
+    /// One block of what is left, which times the moment is `left`.
+    fn block(&self, rounds: usize, left: &[f32]) -> Block {
         let (u, v) = self.magnitudes();
         let mut block = Block {
             negative: vec![false; self.rows * self.cols],
             u,
             v,
         };
-        let left = self.through(&self.left);
         for _ in 0..rounds {
             self.choose_signs(&mut block);
-            self.fit_rows(&mut block, &left);
-            self.fit_columns(&mut block, &left);
+            self.fit_rows(&mut block, left);
+            self.fit_columns(&mut block, left);
         }
         self.choose_signs(&mut block);
-        self.fit_rows(&mut block, &left);
-        self.fit_columns(&mut block, &left);
+        self.fit_rows(&mut block, left);
+        self.fit_columns(&mut block, left);
         balance(&mut block, self.rank, self.cols);
         round(&mut block.v);
-        self.fit_rows(&mut block, &left);
+        self.fit_rows(&mut block, left);
         round(&mut block.u);
         block
     }
@@ -500,8 +500,10 @@ mod tests {
         x[41] = f32::NAN;
         // An input that never varies.
         x.chunks_exact_mut(cols).for_each(|row| row[7] = 0.0);
+        assert!(moment.add(&team, &x).is_err());
+        x[41] = 1.0;
         moment.add(&team, &x).unwrap();
-        assert_eq!(moment.rows(), 19);
+        assert_eq!(moment.rows(), 20);
         let decomposed = decompose(&team, &weights, rows, &Inputs::of(&team, &moment), HOW);
         for block in &decomposed.blocks {
             block.load().unwrap();
