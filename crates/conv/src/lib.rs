@@ -8,8 +8,10 @@
 
 mod activation;
 mod picture;
+mod quant;
 mod window;
 
 pub use activation::Activation;
 pub use picture::{Picture, PictureMut, Shape};
+pub use quant::Quant;
 pub use window::{Window, WindowError};
