@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use sedge_kernels::Team;
+use sedge_kernels::{DType, Team, dequantize, quantize};
 use sedge_models::{
     ConvertReport, Layerwise, Model, Origin, Progress, Rewriting, StackMemory, StackedMatrix,
     TensorError, stack_metadata, stack_tensors,
@@ -155,6 +155,7 @@ pub fn build(
     for matrix in &matrices {
         file.remove(&matrix.name);
     }
+    halve_tables(&mut file);
     for (name, dtype, shape, bytes) in stack_tensors(&matrices) {
         file.put(&name, dtype, shape, bytes);
     }
@@ -166,8 +167,8 @@ pub fn build(
     // The file counts all that it holds, norms too; blocks are the same.
     let written = sedge_models::open(output).map_err(ShrinkError::from)?;
     let written = written.model.memory().ok_or(StackBuildError::Stacked)?;
-    let beside = written.smallest.saturating_sub(memory.smallest);
-    let curve = curve.into_iter().map(|(bytes, far)| (bytes + beside, far));
+    let beside = |bytes: u64| (bytes + written.smallest).saturating_sub(memory.smallest);
+    let curve = curve.into_iter().map(|(bytes, far)| (beside(bytes), far));
     Ok(StackReport {
         memory: written,
         curve: curve.collect(),
@@ -237,6 +238,27 @@ fn blocks(
         layers.advance(team).map_err(ShrinkError::Memory)?;
     }
     Ok(matrices)
+}
+
+/// Puts matrices that are no stacks, embeddings and the output head, from 16 bits or more into
+/// q8_0, which costs them nothing that can be measured: they are in memory at every size.
+fn halve_tables(file: &mut Rewriting) {
+    let tables: Vec<_> = file
+        .tensors()
+        .filter(|tensor| tensor.weight && tensor.dtype.block_len() == 1)
+        .collect();
+    for table in tables {
+        let mut rounded = Vec::new();
+        let whole = file.pieces(&table.name).iter().all(|piece| {
+            let mut values = vec![0.0; piece.len() / table.dtype.block_bytes()];
+            dequantize(table.dtype, piece, &mut values).is_ok()
+                && quantize(DType::Q8_0, &values, &mut rounded).is_ok()
+        });
+        // Rows that are no whole blocks stay as they are.
+        if whole && table.cols().is_multiple_of(DType::Q8_0.block_len()) {
+            file.put(&table.name, DType::Q8_0, table.shape, rounded.into());
+        }
+    }
 }
 
 /// Matrices that become stacks.
