@@ -1,5 +1,7 @@
 //! What is applied to each value that a product has made, while it is still in a register.
 
+use crate::lanes::Lanes;
+
 /// A function of one value.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Activation {
@@ -53,6 +55,31 @@ impl Activation {
             Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
             Activation::Silu => x / (1.0 + (-x).exp()),
             Activation::Tanh => x.tanh(),
+        }
+    }
+
+    /// The function of the values of a vector, to some units of the last place.
+    #[inline(always)]
+    pub(crate) fn on<L: Lanes>(self, l: L, x: L::V) -> L::V {
+        let (zero, one) = (l.splat(0.0), l.splat(1.0));
+        match self {
+            Activation::Identity => x,
+            Activation::Relu => l.max(zero, x),
+            Activation::Clip { low, high } => l.clamp(x, l.splat(low), l.splat(high)),
+            // One of the two terms is 0, or x is NaN.
+            Activation::LeakyRelu { slope } => {
+                l.fma(l.min(zero, x), l.splat(slope), l.max(zero, x))
+            }
+            Activation::HardSigmoid { alpha, beta } => {
+                l.clamp(l.fma(x, l.splat(alpha), l.splat(beta)), zero, one)
+            }
+            Activation::HardSwish => {
+                let gate = l.fma(x, l.splat(1.0 / 6.0), l.splat(0.5));
+                l.mul(x, l.clamp(gate, zero, one))
+            }
+            Activation::Sigmoid => l.sigmoid(x),
+            Activation::Silu => l.mul(x, l.sigmoid(x)),
+            Activation::Tanh => l.tanh(x),
         }
     }
 }

@@ -7,11 +7,24 @@
 #![deny(missing_docs)]
 
 mod activation;
+mod aligned;
+mod conv;
+mod depthwise;
+mod elementwise;
+mod lanes;
 mod picture;
 mod quant;
+mod pool;
+mod product;
+mod shared;
+#[cfg(test)]
+mod testing;
 mod window;
 
 pub use activation::Activation;
+pub use conv::{Conv, ConvError, ConvShape};
+pub use elementwise::{Binary, Operand, activate, activate_in_place, binary, binary_in_place};
 pub use picture::{Picture, PictureMut, Shape};
 pub use quant::Quant;
+pub use pool::{Pooling, global_average, pool};
 pub use window::{Window, WindowError};

@@ -60,8 +60,8 @@ impl Window {
         self.kernel[0] * self.kernel[1]
     }
 
-    /// Rows and columns of windows on a picture of `h` rows and `w` columns.
-    pub fn output(self, h: usize, w: usize) -> Result<[usize; 2], WindowError> {
+    /// Whether there are windows of this form.
+    pub(crate) fn check(self) -> Result<(), WindowError> {
         let numbers = || {
             let [k, s, d] = [self.kernel, self.stride, self.dilation];
             k.into_iter().chain(s).chain(d)
@@ -72,6 +72,12 @@ impl Window {
         if numbers().chain(self.pads).any(|x| x > u16::MAX as usize) {
             return Err(WindowError::Large(self));
         }
+        Ok(())
+    }
+
+    /// Rows and columns of windows on a picture of `h` rows and `w` columns.
+    pub fn output(self, h: usize, w: usize) -> Result<[usize; 2], WindowError> {
+        self.check()?;
         let along = |axis: usize, size: usize| {
             let padded = size + self.pads[axis] + self.pads[axis + 2];
             let reach = (self.kernel[axis] - 1) * self.dilation[axis] + 1;

@@ -1,0 +1,41 @@
+//! Memory that several tasks of a team write to, each its own part.
+
+/// Where a picture to write to begins.
+#[derive(Clone, Copy)]
+pub(crate) struct Shared<T>(*mut T);
+
+// SAFETY: it is only an address; who writes through it states why no two tasks write to one place.
+unsafe impl<T: Send> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    /// The address of `values`, which the caller keeps borrowed while tasks run.
+    pub(crate) fn new(values: &mut [T]) -> Self {
+        Shared(values.as_mut_ptr())
+    }
+
+    /// The address `offset` values on.
+    ///
+    /// # Safety
+    /// It is inside the values, or one past them.
+    #[inline(always)]
+    pub(crate) unsafe fn at(self, offset: usize) -> *mut T {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.add(offset) }
+    }
+}
+
+/// The `i`-th of `parts` parts of `0..all`, nearly equal, one after the other.
+pub(crate) fn part(i: usize, parts: usize, all: usize) -> std::ops::Range<usize> {
+    let cut = |i: usize| (i as u128 * all as u128 / parts as u128) as usize;
+    cut(i)..cut(i + 1)
+}
+
+/// How many tasks to cut `units` of work into: one a thread can balance nothing, many cost time.
+pub(crate) fn tasks(units: usize, threads: usize) -> usize {
+    match threads {
+        1 => units.min(1),
+        _ => units.min(4 * threads),
+    }
+}
