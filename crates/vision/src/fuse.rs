@@ -83,9 +83,10 @@ fn pass(graph: &mut Graph, rewrite: Rewrite) -> bool {
     while at < graph.nodes().len() {
         let view = View::new(graph);
         // The first node from here on that changes; the view is made anew after each change.
-        let found = graph.nodes()[at..].iter().enumerate().find_map(|(i, node)| {
-            rewrite(&view, node).map(|change| (at + i, change))
-        });
+        let found = graph.nodes()[at..]
+            .iter()
+            .enumerate()
+            .find_map(|(i, node)| rewrite(&view, node).map(|change| (at + i, change)));
         let Some((i, change)) = found else {
             break;
         };
@@ -131,7 +132,12 @@ fn pads(view: &View<'_>, node: &Node) -> Option<Change> {
     let pixels_only = before.len() == 4 && before[..2] == [0, 0] && after[..2] == [0, 0];
     pixels_only.then(|| {
         let mut conv = conv.clone();
-        for (pad, more) in conv.window.pads.iter_mut().zip([before[2], before[3], after[2], after[3]]) {
+        for (pad, more) in conv
+            .window
+            .pads
+            .iter_mut()
+            .zip([before[2], before[3], after[2], after[3]])
+        {
             *pad += more;
         }
         let mut inputs = node.inputs.clone();
@@ -159,9 +165,10 @@ fn channelwise(view: &View<'_>, node: &Node) -> Option<Change> {
     let rank = x.len();
     // Where the constant's sizes stand among the value's: all 1, but for the channels.
     let per_channel = shape.len() <= rank
-        && shape.iter().enumerate().all(|(i, &size)| {
-            size == 1 || (i + rank - shape.len() == 1 && size == channels)
-        });
+        && shape
+            .iter()
+            .enumerate()
+            .all(|(i, &size)| size == 1 || (i + rank - shape.len() == 1 && size == channels));
     if !per_channel {
         return None;
     }
@@ -239,7 +246,10 @@ fn hard_sigmoid(view: &View<'_>, node: &Node) -> Option<Change> {
         alpha: a * c,
         beta: b * c,
     };
-    Some(Change::Node(Op::Activation(activation), inner.inputs.clone()))
+    Some(Change::Node(
+        Op::Activation(activation),
+        inner.inputs.clone(),
+    ))
 }
 
 /// The two inputs of a product, either way round.
@@ -264,7 +274,9 @@ fn gates(view: &View<'_>, node: &Node) -> Option<Change> {
         }
         let activation = match gate.op {
             Op::Activation(Activation::Sigmoid) => Activation::Silu,
-            Op::Activation(Activation::HardSigmoid { alpha, beta }) if is_hard_swish(alpha, beta) => {
+            Op::Activation(Activation::HardSigmoid { alpha, beta })
+                if is_hard_swish(alpha, beta) =>
+            {
                 Activation::HardSwish
             }
             _ => return None,
@@ -320,8 +332,7 @@ fn nothing(view: &View<'_>, node: &Node) -> Option<Change> {
     };
     // An output that is an input stays a node, so that it has a value of its own.
     let plain = view.graph.info(node.output).quant.is_none()
-        && !(view.graph.outputs().contains(&node.output)
-            && view.maker(node.inputs[0]).is_none());
+        && !(view.graph.outputs().contains(&node.output) && view.maker(node.inputs[0]).is_none());
     (same && plain).then(|| Change::Same(node.inputs[0]))
 }
 
@@ -357,7 +368,9 @@ fn into_weights(view: &View<'_>, node: &Node) -> Option<Change> {
     };
     let biased = |bias: &[f32]| -> Arc<[f32]> {
         let bias = |i: usize| bias.get(i).copied().unwrap_or(0.0);
-        (0..scale.len()).map(|i| bias(i) * scale[i] + shift[i]).collect()
+        (0..scale.len())
+            .map(|i| bias(i) * scale[i] + shift[i])
+            .collect()
     };
     let op = match &product.op {
         // What was added to the products would need the factor too.
@@ -456,7 +469,9 @@ mod tests {
 
     fn conv(inputs: usize, outputs: usize, kernel: usize) -> Op {
         let count = inputs * outputs * kernel * kernel;
-        let weights = (0..count).map(|i| ((i * 37 % 19) as f32 - 9.0) / 20.0).collect();
+        let weights = (0..count)
+            .map(|i| ((i * 37 % 19) as f32 - 9.0) / 20.0)
+            .collect();
         Op::Conv(Conv {
             weights: Weights::Float(weights),
             bias: (0..outputs).map(|i| i as f32 / 7.0).collect(),
@@ -481,12 +496,18 @@ mod tests {
     fn fused(mut graph: Graph, expected: &[&str]) -> Graph {
         let shape = graph.shape(graph.inputs()[0]).to_vec();
         let count: usize = shape.iter().product();
-        let x: Vec<f32> = (0..count).map(|i| ((i * 53 % 41) as f32 - 20.0) / 5.0).collect();
+        let x: Vec<f32> = (0..count)
+            .map(|i| ((i * 53 % 41) as f32 - 20.0) / 5.0)
+            .collect();
         let before = reference(&graph, &[&x]);
         fuse(&mut graph);
         let kinds: Vec<&str> = graph.nodes().iter().map(|node| node.op.kind()).collect();
         assert_eq!(kinds, expected);
-        for (a, b) in before.iter().flatten().zip(reference(&graph, &[&x]).iter().flatten()) {
+        for (a, b) in before
+            .iter()
+            .flatten()
+            .zip(reference(&graph, &[&x]).iter().flatten())
+        {
             assert!((a - b).abs() <= 1e-4 * a.abs().max(1.0), "{a} became {b}");
         }
         graph
@@ -503,7 +524,9 @@ mod tests {
             activation: Activation::Identity,
         };
         let y = graph.push("norm", norm, &[y]).unwrap();
-        let y = graph.push("relu", Op::Activation(Activation::Relu), &[y]).unwrap();
+        let y = graph
+            .push("relu", Op::Activation(Activation::Relu), &[y])
+            .unwrap();
         graph.output(y);
         fused(graph, &["conv"]);
     }
@@ -519,7 +542,9 @@ mod tests {
                 high: 6.0,
             });
             let six = constant(Binary::Div, &[1], &[6.0]);
-            let mut gate = graph.push("add", constant(Binary::Add, &[], &[3.0]), &[y]).unwrap();
+            let mut gate = graph
+                .push("add", constant(Binary::Add, &[], &[3.0]), &[y])
+                .unwrap();
             gate = graph.push("clip", clip, &[gate]).unwrap();
             if !last {
                 gate = graph.push("div", six.clone(), &[gate]).unwrap();
@@ -543,7 +568,9 @@ mod tests {
         let y = graph.push("conv", conv(2, 2, 3), &[x]).unwrap();
         let add = Op::Binary(Binary::Add, Activation::Identity);
         let y = graph.push("add", add, &[x, y]).unwrap();
-        let y = graph.push("relu", Op::Activation(Activation::Relu), &[y]).unwrap();
+        let y = graph
+            .push("relu", Op::Activation(Activation::Relu), &[y])
+            .unwrap();
         graph.output(y);
         let graph = fused(graph, &["conv"]);
         assert_eq!(graph.nodes()[0].inputs.len(), 2);
@@ -554,7 +581,9 @@ mod tests {
         let mut graph = Graph::new();
         let x = graph.input("x", &[1, 2, 3, 3]);
         let y = graph.push("conv", conv(2, 2, 3), &[x]).unwrap();
-        let z = graph.push("relu", Op::Activation(Activation::Relu), &[y]).unwrap();
+        let z = graph
+            .push("relu", Op::Activation(Activation::Relu), &[y])
+            .unwrap();
         graph.output(y);
         graph.output(z);
         fused(graph, &["conv", "activation"]);

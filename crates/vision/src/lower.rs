@@ -101,7 +101,10 @@ fn list(unsupported: &[Unsupported]) -> String {
         0 => String::new(),
         n => format!(" and {n} more"),
     };
-    format!("operators that are not supported: {}{more}", first.join(", "))
+    format!(
+        "operators that are not supported: {}{more}",
+        first.join(", ")
+    )
 }
 
 /// What is known of a value.
@@ -206,7 +209,11 @@ pub fn lower(model: &onnx::Model, sizes: Sizes) -> Result<Graph, LowerError> {
         };
         for (name, known) in node.outputs.iter().zip(made) {
             if let Known::Value(value) = known
-                && !model.graph.inputs.iter().any(|input| lowering.is(&input.name, value))
+                && !model
+                    .graph
+                    .inputs
+                    .iter()
+                    .any(|input| lowering.is(&input.name, value))
             {
                 lowering.graph.rename(value, name);
             }
@@ -334,7 +341,11 @@ fn fold(op: &Op, inputs: &[&Constant]) -> Result<Constant, Refusal> {
     let count = shape.iter().product();
     let ints: Option<Vec<Vec<i64>>> = inputs.iter().map(|x| x.to_ints()).collect();
     if let Some(ints) = ints {
-        let arrays: Vec<_> = ints.iter().map(|x| &x[..]).zip(shapes.iter().copied()).collect();
+        let arrays: Vec<_> = ints
+            .iter()
+            .map(|x| &x[..])
+            .zip(shapes.iter().copied())
+            .collect();
         let mut out = vec![0; count];
         if plain::rearrange(op, &arrays, &mut out) {
             let kind = match &inputs[0].data {
@@ -360,7 +371,11 @@ fn fold(op: &Op, inputs: &[&Constant]) -> Result<Constant, Refusal> {
         }
     }
     let floats: Vec<_> = inputs.iter().map(|x| x.to_floats()).collect();
-    let arrays: Vec<_> = floats.iter().map(|x| &x[..]).zip(shapes.iter().copied()).collect();
+    let arrays: Vec<_> = floats
+        .iter()
+        .map(|x| &x[..])
+        .zip(shapes.iter().copied())
+        .collect();
     let mut out = vec![0.0; count];
     plain::run(op, &arrays, &shape, &mut out);
     // Reductions and the like of whole numbers are whole numbers.
@@ -463,7 +478,10 @@ pub(crate) fn axis_of(axis: i64, rank: usize) -> Result<usize, Refusal> {
 }
 
 pub(crate) fn axes_of(axes: &[i64], rank: usize) -> Result<Vec<usize>, Refusal> {
-    let mut all: Vec<usize> = axes.iter().map(|&x| axis_of(x, rank)).collect::<Result<_, _>>()?;
+    let mut all: Vec<usize> = axes
+        .iter()
+        .map(|&x| axis_of(x, rank))
+        .collect::<Result<_, _>>()?;
     all.sort_unstable();
     all.dedup();
     match all.len() == axes.len() {

@@ -99,7 +99,9 @@ pub(crate) fn run(op: &Op, inputs: &[Array<'_, f32>], shape: &[usize], out: &mut
             }
         }
         Op::Scale(activation) => {
-            nd::binary(inputs[0], inputs[1], shape, out, |a, b| activation.of(a * b));
+            nd::binary(inputs[0], inputs[1], shape, out, |a, b| {
+                activation.of(a * b)
+            });
         }
         Op::Affine {
             scale,
@@ -139,7 +141,10 @@ pub(crate) fn run(op: &Op, inputs: &[Array<'_, f32>], shape: &[usize], out: &mut
                 for &(top, bottom, down) in &*rows.taps {
                     for &(left, right, along) in &*columns.taps {
                         let row = |y: u32| {
-                            let (a, b) = (x[y as usize * w + left as usize], x[y as usize * w + right as usize]);
+                            let (a, b) = (
+                                x[y as usize * w + left as usize],
+                                x[y as usize * w + right as usize],
+                            );
                             mix(a, b, along)
                         };
                         *at.next().expect("as many as the shape says") =
@@ -152,7 +157,8 @@ pub(crate) fn run(op: &Op, inputs: &[Array<'_, f32>], shape: &[usize], out: &mut
             reduction, axes, ..
         } => {
             let folded: usize = axes.iter().map(|&axis| x_shape[axis]).product();
-            let mut reduce = |start, f: fn(f32, f32) -> f32| nd::reduce(x, x_shape, axes, out, start, f);
+            let mut reduce =
+                |start, f: fn(f32, f32) -> f32| nd::reduce(x, x_shape, axes, out, start, f);
             match reduction {
                 Reduction::Sum => reduce(0.0, |a, b| a + b),
                 Reduction::Max => reduce(f32::NEG_INFINITY, f32::max),
@@ -209,7 +215,10 @@ fn convolve(conv: &Conv, inputs: &[Array<'_, f32>], shape: &[usize], out: &mut [
     let [kh, kw] = conv.window.kernel;
     for (i, out) in out.iter_mut().enumerate() {
         let (column, row) = (i % columns, i / columns % rows);
-        let (o, picture) = (i / (columns * rows) % conv.outputs, i / (columns * rows * conv.outputs));
+        let (o, picture) = (
+            i / (columns * rows) % conv.outputs,
+            i / (columns * rows * conv.outputs),
+        );
         debug_assert!(picture < n);
         let mut sum = 0.0;
         for channel in 0..own {

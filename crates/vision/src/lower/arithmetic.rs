@@ -85,7 +85,10 @@ impl Lowering<'_> {
     fn hard_sigmoid(&mut self, node: &Reader<'_>) -> Made {
         let alpha = node.float("alpha", 0.2)?;
         let beta = node.float("beta", 0.5)?;
-        self.unary(node, Op::Activation(Activation::HardSigmoid { alpha, beta }))
+        self.unary(
+            node,
+            Op::Activation(Activation::HardSigmoid { alpha, beta }),
+        )
     }
 
     fn leaky(&mut self, node: &Reader<'_>) -> Made {
@@ -332,13 +335,17 @@ impl Lowering<'_> {
         let chosen = match (&a.data, &b.data) {
             (Data::Int(a, _), Data::Int(b, _)) => {
                 let pairs = a.iter().zip(b.iter()).zip(which.iter());
-                let out = pairs.map(|((a, b), &c)| if c != 0.0 { *a } else { *b }).collect();
+                let out = pairs
+                    .map(|((a, b), &c)| if c != 0.0 { *a } else { *b })
+                    .collect();
                 Constant::ints(shape, out)
             }
             _ => {
                 let (a, b) = (a.to_floats(), b.to_floats());
                 let pairs = a.iter().zip(b.iter()).zip(which.iter());
-                let out = pairs.map(|((a, b), &c)| if c != 0.0 { *a } else { *b }).collect();
+                let out = pairs
+                    .map(|((a, b), &c)| if c != 0.0 { *a } else { *b })
+                    .collect();
                 Constant::floats(shape, out)
             }
         };

@@ -32,7 +32,9 @@ impl Lowering<'_> {
         };
         let groups = usize::try_from(node.int("group", 1)?).unwrap_or(0);
         if groups.checked_mul(per_group) != Some(inputs) {
-            return wrong(format!("{groups} groups of {per_group} inputs read {inputs} channels"));
+            return wrong(format!(
+                "{groups} groups of {per_group} inputs read {inputs} channels"
+            ));
         }
         let window = self.window(node, [kh, kw], [h, w])?;
         let bias = self.bias(node, 2)?;

@@ -108,7 +108,9 @@ impl Lowering<'_> {
                 if !(0.0..=LARGEST as f32).contains(&count) {
                     return wrong("its bounds and step make no range");
                 }
-                let all: Vec<f32> = (0..count as usize).map(|i| start + i as f32 * step).collect();
+                let all: Vec<f32> = (0..count as usize)
+                    .map(|i| start + i as f32 * step)
+                    .collect();
                 Constant::floats(vec![all.len()], all)
             }
         };
@@ -122,15 +124,24 @@ impl Lowering<'_> {
             let from_start = if at < 0 { at.saturating_add(rank) } else { at };
             from_start.clamp(0, rank) as usize
         };
-        let (start, end) = (bound(node.int("start", 0)?), bound(node.int("end", i64::MAX)?));
+        let (start, end) = (
+            bound(node.int("start", 0)?),
+            bound(node.int("end", i64::MAX)?),
+        );
         let part = shape.get(start..end).unwrap_or(&[]);
         let sizes: Vec<i64> = part.iter().map(|&x| x as i64).collect();
-        Ok(vec![Known::Constant(Constant::ints(vec![sizes.len()], sizes))])
+        Ok(vec![Known::Constant(Constant::ints(
+            vec![sizes.len()],
+            sizes,
+        ))])
     }
 
     fn size_of(&mut self, node: &Reader<'_>) -> Made {
         let count = nd::count(&self.shape(&node.input(0)?)).unwrap_or(0);
-        Ok(vec![Known::Constant(Constant::ints(Vec::new(), vec![count as i64]))])
+        Ok(vec![Known::Constant(Constant::ints(
+            Vec::new(),
+            vec![count as i64],
+        ))])
     }
 
     /// Between types of real numbers nothing changes; whole numbers of values do not occur here.
@@ -197,7 +208,9 @@ impl Lowering<'_> {
             Some(axes) => axes,
             None => (0..starts.len() as i64).collect(),
         };
-        let steps = node.constant_ints(4)?.unwrap_or_else(|| vec![1; starts.len()]);
+        let steps = node
+            .constant_ints(4)?
+            .unwrap_or_else(|| vec![1; starts.len()]);
         if [ends.len(), axes.len(), steps.len()] != [starts.len(); 3] {
             return wrong("starts, ends, axes and steps are not as many");
         }
@@ -213,7 +226,10 @@ impl Lowering<'_> {
             let (from, to) = match by {
                 0 => return wrong("a step is 0"),
                 1.. => (place(starts[i]).clamp(0, n), place(ends[i]).clamp(0, n)),
-                _ => (place(starts[i]).clamp(-1, n - 1), place(ends[i]).clamp(-1, n - 1)),
+                _ => (
+                    place(starts[i]).clamp(-1, n - 1),
+                    place(ends[i]).clamp(-1, n - 1),
+                ),
             };
             let span = if by > 0 { to - from } else { from - to };
             let count = span.max(0).unsigned_abs().div_ceil(by.unsigned_abs());
@@ -238,7 +254,9 @@ impl Lowering<'_> {
                 (0..parts).map(part).collect()
             }
         };
-        if sizes.len() != parts || sizes.iter().try_fold(0usize, |a, &b| a.checked_add(b)) != Some(shape[axis]) {
+        if sizes.len() != parts
+            || sizes.iter().try_fold(0usize, |a, &b| a.checked_add(b)) != Some(shape[axis])
+        {
             return wrong(format!("{sizes:?} are not parts of {}", shape[axis]));
         }
         let mut made = Vec::with_capacity(parts);
@@ -291,7 +309,10 @@ impl Lowering<'_> {
             axis if axis == shape.len() as i64 => shape.len(),
             axis => axis_of(axis, shape.len())?,
         };
-        let to = vec![shape[..axis].iter().product(), shape[axis..].iter().product()];
+        let to = vec![
+            shape[..axis].iter().product(),
+            shape[axis..].iter().product(),
+        ];
         Ok(vec![self.apply(node, Op::Reshape(to), &[x])?])
     }
 
@@ -328,7 +349,10 @@ impl Lowering<'_> {
         let x = node.input(0)?;
         let rank = self.shape(&x).len();
         let perm = match node.ints("perm")? {
-            Some(perm) => perm.iter().map(|&i| axis_of(i, rank)).collect::<Result<_, _>>()?,
+            Some(perm) => perm
+                .iter()
+                .map(|&i| axis_of(i, rank))
+                .collect::<Result<_, _>>()?,
             None => (0..rank).rev().collect(),
         };
         Ok(vec![self.apply(node, Op::Transpose(perm), &[x])?])
@@ -339,8 +363,10 @@ impl Lowering<'_> {
         let shape = self.shape(&x);
         let axis = axis_of(node.int("axis", 0)?, shape.len())?;
         let chosen = required(node.constant_ints(1)?, "its indices")?;
-        let indices: Vec<usize> =
-            chosen.iter().map(|&i| axis_of(i, shape[axis])).collect::<Result<_, _>>()?;
+        let indices: Vec<usize> = chosen
+            .iter()
+            .map(|&i| axis_of(i, shape[axis]))
+            .collect::<Result<_, _>>()?;
         let op = Op::Gather {
             axis,
             indices: indices.into(),
@@ -394,7 +420,10 @@ impl Lowering<'_> {
         };
         let pads = required(node.ints_of("pads", 1)?, "its pads")?;
         let axes = match node.constant_ints(3)? {
-            Some(axes) => axes.iter().map(|&i| axis_of(i, rank)).collect::<Result<_, _>>()?,
+            Some(axes) => axes
+                .iter()
+                .map(|&i| axis_of(i, rank))
+                .collect::<Result<_, _>>()?,
             None => (0..rank).collect::<Vec<_>>(),
         };
         if pads.iter().any(|&x| x < 0) {
@@ -495,7 +524,11 @@ impl Lowering<'_> {
         }
         let rows = how.axis(h, to[0], scales[0])?;
         let columns = how.axis(w, to[1], scales[1])?;
-        Ok(vec![self.apply(node, Op::Resize { rows, columns }, &[x])?])
+        Ok(vec![self.apply(
+            node,
+            Op::Resize { rows, columns },
+            &[x],
+        )?])
     }
 
     fn depth_to_space(&mut self, node: &Reader<'_>) -> Made {
@@ -515,7 +548,11 @@ impl Lowering<'_> {
         };
         let x = self.apply(node, Op::Reshape(split), &[x])?;
         let x = self.apply(node, Op::Transpose(perm), &[x])?;
-        Ok(vec![self.apply(node, Op::Reshape(vec![n, d, h * b, w * b]), &[x])?])
+        Ok(vec![self.apply(
+            node,
+            Op::Reshape(vec![n, d, h * b, w * b]),
+            &[x],
+        )?])
     }
 
     fn space_to_depth(&mut self, node: &Reader<'_>) -> Made {

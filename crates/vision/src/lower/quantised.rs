@@ -128,7 +128,9 @@ impl Lowering<'_> {
         let Some(scales) = node.constant(1)?.map(|x| x.to_floats()) else {
             return wrong("its scale is missing");
         };
-        let zeros = node.constant_ints(2)?.unwrap_or_else(|| vec![0; scales.len()]);
+        let zeros = node
+            .constant_ints(2)?
+            .unwrap_or_else(|| vec![0; scales.len()]);
         let shape = constant.shape.clone();
         let axis = match scales.len() {
             1 => 0,
@@ -143,9 +145,10 @@ impl Lowering<'_> {
             1 => 0,
             _ => i / inner.max(1) % parts,
         };
-        let values = codes.iter().enumerate().map(|(i, &q)| {
-            (q - zeros[part(i)]) as f32 * scales[part(i)]
-        });
+        let values = codes
+            .iter()
+            .enumerate()
+            .map(|(i, &q)| (q - zeros[part(i)]) as f32 * scales[part(i)]);
         let mut made = Constant::floats(shape, values.collect());
         let signed = matches!(constant.data, Data::Int(_, Kind::I8));
         if signed && zeros.iter().all(|&x| x == 0) {

@@ -1,0 +1,166 @@
+//! A graph made ready to run: kernels with packed weights, and a plan of memory that is laid out
+//! once. Running allocates nothing.
+
+use std::mem::take;
+use std::time::{Duration, Instant};
+
+use sedge_kernels::Team;
+
+use crate::graph::Graph;
+use crate::kernel::{Buffers, Kernel, Place};
+use crate::plan::{Planner, Step};
+
+/// Why a graph cannot be made ready.
+#[derive(Debug, thiserror::Error)]
+#[error("node {node:?}: {why}")]
+pub struct ProgramError {
+    /// The node.
+    pub node: String,
+    /// What no kernel takes.
+    pub why: String,
+}
+
+/// How a graph is to be run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Whether sparse weights may run in planes; where they are not faster, they never do.
+    pub sparse: Sparsity,
+}
+
+/// When networks run in planes, where zeros among weights are left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sparsity {
+    /// When it is faster, as measured.
+    #[default]
+    Measured,
+    /// Always, where there is a kernel.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// A network that is ready to run, on values of one shape.
+pub struct Program {
+    steps: Vec<Step>,
+    names: Vec<StepName>,
+    inputs: Vec<(Place, usize)>,
+    outputs: Vec<(Place, Vec<usize>)>,
+    buffers: Buffers,
+}
+
+/// What a step is called in tables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepName {
+    /// The node, by name.
+    pub node: String,
+    /// What is done.
+    pub kind: String,
+    /// The shape of what it makes.
+    pub shape: Vec<usize>,
+    /// Products that it sums.
+    pub macs: u64,
+}
+
+impl Program {
+    /// Chooses kernels, packs weights and lays out memory. `team` measures choices.
+    ///
+    /// # Errors
+    /// When a node has no kernel for what it is given.
+    pub fn new(graph: &Graph, options: Options, team: &Team) -> Result<Program, ProgramError> {
+        let plan = Planner::plan(graph, options, team)?;
+        Ok(Program {
+            steps: plan.steps,
+            names: plan.names,
+            inputs: plan.inputs,
+            outputs: plan.outputs,
+            buffers: plan.buffers,
+        })
+    }
+
+    /// Bytes of values between nodes, and of what kernels need besides.
+    pub fn memory(&self) -> usize {
+        self.buffers.bytes()
+    }
+
+    /// Runs the network on arrays as ONNX has them (`[n, c, h, w]`), one for each input.
+    ///
+    /// # Panics
+    /// When inputs are not as many, or not as large, as the graph's.
+    pub fn run(&mut self, inputs: &[&[f32]], team: &Team) {
+        self.take_in(inputs);
+        for step in &self.steps {
+            run(&mut self.buffers, step, team);
+        }
+    }
+
+    /// The same, with the time of each step added to `times`.
+    ///
+    /// # Panics
+    /// As [`Program::run`].
+    pub fn run_timed(&mut self, inputs: &[&[f32]], team: &Team, times: &mut [Duration]) {
+        self.take_in(inputs);
+        for (step, time) in self.steps.iter().zip(times) {
+            let start = Instant::now();
+            run(&mut self.buffers, step, team);
+            *time += start.elapsed();
+        }
+    }
+
+    /// The steps, in order.
+    pub fn steps(&self) -> &[StepName] {
+        &self.names
+    }
+
+    /// How many outputs there are.
+    pub fn outputs(&self) -> usize {
+        self.outputs.len()
+    }
+
+    /// What the last run gave: values as ONNX has them, and their sizes.
+    ///
+    /// # Panics
+    /// When there is no such output.
+    pub fn output(&self, i: usize) -> (&[f32], &[usize]) {
+        let (place, shape) = &self.outputs[i];
+        let count: usize = shape.iter().product();
+        let values = &self.buffers.floats[place.buffer][place.offset..][..count];
+        (values, shape)
+    }
+
+    fn take_in(&mut self, inputs: &[&[f32]]) {
+        assert_eq!(inputs.len(), self.inputs.len(), "inputs");
+        for (&(place, count), x) in self.inputs.iter().zip(inputs) {
+            assert_eq!(x.len(), count, "values of an input");
+            self.buffers.floats[place.buffer][place.offset..][..count].copy_from_slice(x);
+        }
+    }
+}
+
+/// Runs a step. What it writes is taken out of the buffers meanwhile: the plan lets no step read
+/// the buffer that it writes.
+fn run(buffers: &mut Buffers, step: &Step, team: &Team) {
+    let place = step.write;
+    let mut scratch = take(&mut buffers.scratch);
+    match step.kernel.writes_bytes() {
+        false => {
+            let mut out = take(&mut buffers.floats[place.buffer]);
+            step.kernel
+                .run(buffers, &step.reads, place, &mut out, &mut scratch, team);
+            buffers.floats[place.buffer] = out;
+        }
+        true => {
+            let mut out = take(&mut buffers.bytes[place.buffer]);
+            step.kernel
+                .run_bytes(buffers, &step.reads, place, &mut out, &mut scratch, team);
+            buffers.bytes[place.buffer] = out;
+        }
+    }
+    buffers.scratch = scratch;
+}
+
+impl Kernel {
+    /// Whether results are 8-bit integers.
+    pub(crate) fn writes_bytes(&self) -> bool {
+        matches!(self, Kernel::Bytes(_))
+    }
+}
