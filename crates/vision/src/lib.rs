@@ -6,6 +6,7 @@
 
 mod graph;
 mod nd;
+pub mod nets;
 mod op;
 
 pub use graph::{Graph, GraphError, Node, Value, ValueInfo};
