@@ -8,6 +8,7 @@ mod graph;
 mod nd;
 pub mod nets;
 mod op;
+pub mod task;
 
 pub use graph::{Graph, GraphError, Node, Value, ValueInfo};
 pub use op::{

@@ -241,7 +241,7 @@ impl Builder {
 }
 
 /// Pixels have their places in the middle, and those at the edge go on outside.
-pub(crate) fn bilinear(from: usize, to: usize) -> Axis {
+fn bilinear(from: usize, to: usize) -> Axis {
     let last = from.saturating_sub(1);
     let tap = |i: usize| {
         let at = ((i as f64 + 0.5) * from as f64 / to as f64 - 0.5).max(0.0);
