@@ -113,9 +113,21 @@ pub fn decode(bytes: &[u8], limits: Limits) -> Result<Image, ImageError> {
     match bytes {
         [0xff, 0xd8, 0xff, ..] => jpeg::decode(bytes, limits),
         [0x89, b'P', b'N', b'G', ..] => png::decode(bytes, limits),
-        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => {
-            webp::decode(bytes, limits)
-        }
+        [
+            b'R',
+            b'I',
+            b'F',
+            b'F',
+            _,
+            _,
+            _,
+            _,
+            b'W',
+            b'E',
+            b'B',
+            b'P',
+            ..,
+        ] => webp::decode(bytes, limits),
         _ => Err(ImageError::Format {
             start: bytes[..bytes.len().min(12)].to_vec(),
         }),

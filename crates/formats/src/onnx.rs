@@ -291,7 +291,9 @@ pub enum OnnxError {
         shape: Vec<i64>,
     },
     /// A tensor's data is more or less than its type and shape take.
-    #[error("{place} of type {element} and shape {shape:?} takes {expected} {unit} and has {found}")]
+    #[error(
+        "{place} of type {element} and shape {shape:?} takes {expected} {unit} and has {found}"
+    )]
     Size {
         /// Tensor.
         place: String,

@@ -51,7 +51,10 @@ fn every_kind_of_file_has_the_pixels_that_pillow_reads() {
             _ => (1, 0.5),
         };
         println!("{name}: {most}, {mean:.2}");
-        assert!(most <= may_most && mean <= may_mean, "{name}: {most}, {mean}");
+        assert!(
+            most <= may_most && mean <= may_mean,
+            "{name}: {most}, {mean}"
+        );
     }
 }
 
@@ -94,7 +97,10 @@ fn a_picture_larger_than_the_limit_is_refused_by_its_header() {
         let fits = decode(&bytes, limit(24 * 17));
         assert!(fits.is_ok(), "{name}");
         let error = decode(&bytes, limit(24 * 17 - 1)).unwrap_err();
-        assert!(matches!(error, ImageError::TooLarge { .. }), "{name}: {error}");
+        assert!(
+            matches!(error, ImageError::TooLarge { .. }),
+            "{name}: {error}"
+        );
     }
     // The header alone is read: what claims to be large need not be there.
     let mut png = std::fs::read(folder().join("grey.png")).unwrap();

@@ -67,7 +67,10 @@ fn a_graph_is_read_with_its_attributes_and_put_in_order() {
     let strings = every.strings("strings").unwrap().unwrap();
     assert_eq!(strings, ["p", ""]);
     let tensor = every.tensor("tensor").unwrap().unwrap();
-    assert_eq!((&tensor.shape[..], &tensor.data), (&[][..], &TensorData::I64(vec![7])));
+    assert_eq!(
+        (&tensor.shape[..], &tensor.data),
+        (&[][..], &TensorData::I64(vec![7]))
+    );
     assert!(matches!(every.attributes["graph"], Attribute::Graph(_)));
     assert_eq!(every.int("missing").unwrap(), None);
     assert_eq!(
@@ -82,7 +85,10 @@ fn a_graph_is_read_with_its_attributes_and_put_in_order() {
     let [input] = &graph.inputs[..] else {
         panic!("the initializer is no input");
     };
-    assert_eq!((input.name.as_str(), input.element), ("x", ElementType::F32));
+    assert_eq!(
+        (input.name.as_str(), input.element),
+        ("x", ElementType::F32)
+    );
     let batch = Dim::Symbol("batch".to_owned());
     let unknown = || Dim::Unknown;
     let shape = vec![batch, Dim::Fixed(3), unknown(), unknown(), unknown()];
@@ -129,7 +135,9 @@ fn folder() -> tempfile::TempDir {
 /// The external model with a text of its bytes replaced by another of its length.
 fn external(from: &str, to: &str) -> Bytes {
     assert_eq!(from.len(), to.len());
-    let at = EXTERNAL.windows(from.len()).position(|w| w == from.as_bytes());
+    let at = EXTERNAL
+        .windows(from.len())
+        .position(|w| w == from.as_bytes());
     let at = at.unwrap();
     let mut bytes = EXTERNAL.to_vec();
     bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
@@ -156,7 +164,13 @@ fn external_data_outside_the_models_folder_are_refused() {
     for location in ["../ternal.bin", "in/../al.bin", "/ternal.bin."] {
         let error = read(external("external.bin", &location[..12]), Some(&inner)).unwrap_err();
         assert!(
-            matches!(error, OnnxError::External { key: "location", .. }),
+            matches!(
+                error,
+                OnnxError::External {
+                    key: "location",
+                    ..
+                }
+            ),
             "{location}: {error}"
         );
     }
@@ -169,9 +183,16 @@ fn external_data_outside_the_models_folder_are_refused() {
         // The same link is fine where it does not lead out.
         let link = folder.path().join("other.bin...");
         std::os::unix::fs::symlink(folder.path().join("external.bin"), link).unwrap();
-        read(external("external.bin", "other.bin..."), Some(folder.path())).unwrap();
+        read(
+            external("external.bin", "other.bin..."),
+            Some(folder.path()),
+        )
+        .unwrap();
     }
-    let missing = read(external("external.bin", "externas.bin"), Some(folder.path()));
+    let missing = read(
+        external("external.bin", "externas.bin"),
+        Some(folder.path()),
+    );
     assert!(matches!(missing, Err(OnnxError::Io { .. })));
     assert!(matches!(
         read(EXTERNAL.into(), None),
@@ -184,11 +205,20 @@ fn external_data_outside_their_file_are_refused() {
     let folder = folder();
     std::fs::write(folder.path().join("external.bin"), &EXTERNAL_DATA[..23]).unwrap();
     let error = read(EXTERNAL.into(), Some(folder.path())).unwrap_err();
-    assert_eq!(error.to_string().split(" of /").next(), Some(r#"tensor "w" takes 24 bytes from byte 0"#));
+    assert_eq!(
+        error.to_string().split(" of /").next(),
+        Some(r#"tensor "w" takes 24 bytes from byte 0"#)
+    );
     let error = read(external("\x12\x0224", "\x12\x0225"), Some(folder.path())).unwrap_err();
-    assert!(matches!(error, OnnxError::External { key: "length", .. }), "{error}");
+    assert!(
+        matches!(error, OnnxError::External { key: "length", .. }),
+        "{error}"
+    );
     let error = read(external("\x12\x0224", "\x12\x02-4"), Some(folder.path())).unwrap_err();
-    assert!(matches!(error, OnnxError::External { key: "length", .. }), "{error}");
+    assert!(
+        matches!(error, OnnxError::External { key: "length", .. }),
+        "{error}"
+    );
 }
 
 fn node(op: &str, inputs: &[&str], outputs: &[&str]) -> Node {
@@ -271,7 +301,10 @@ fn a_graph_that_is_not_sound_is_refused() {
         node("Neg", &["a"], &["b"]),
     ];
     let error = refused(&model(cycle.to_vec(), vec![]));
-    assert!(error.ends_with("reads, through others, what it writes"), "{error}");
+    assert!(
+        error.ends_with("reads, through others, what it writes"),
+        "{error}"
+    );
     assert!(!error.contains("Relu"), "{error}");
     assert_eq!(
         refused(&model(vec![node("", &["x"], &["y"])], vec![])),
@@ -351,7 +384,10 @@ fn tensors_that_share_external_bytes_are_refused() {
     let entry = [part(1, b"location"), part(2, b"external.bin")].concat();
     let tensor = |name: &[u8]| {
         let fields = [0x08, 24, 0x10, 2, 0x70, 1];
-        part(5, &[part(8, name), fields.to_vec(), part(13, &entry)].concat())
+        part(
+            5,
+            &[part(8, name), fields.to_vec(), part(13, &entry)].concat(),
+        )
     };
     let model = |tensors: &[u8]| {
         let model = [part(7, tensors), part(8, &[0x10, 17])].concat();
@@ -359,7 +395,10 @@ fn tensors_that_share_external_bytes_are_refused() {
     };
     assert!(model(&tensor(b"a")).is_ok());
     let error = model(&[tensor(b"a"), tensor(b"b")].concat()).unwrap_err();
-    assert!(matches!(error, OnnxError::ExternalOverlap { .. }), "{error}");
+    assert!(
+        matches!(error, OnnxError::ExternalOverlap { .. }),
+        "{error}"
+    );
 }
 
 #[test]

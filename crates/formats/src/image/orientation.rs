@@ -97,8 +97,20 @@ mod tests {
 
     /// A first directory with another tag and the orientation.
     fn exif(big: bool, orientation: u16) -> Vec<u8> {
-        let short = |n: u16| if big { n.to_be_bytes() } else { n.to_le_bytes() };
-        let long = |n: u32| if big { n.to_be_bytes() } else { n.to_le_bytes() };
+        let short = |n: u16| {
+            if big {
+                n.to_be_bytes()
+            } else {
+                n.to_le_bytes()
+            }
+        };
+        let long = |n: u32| {
+            if big {
+                n.to_be_bytes()
+            } else {
+                n.to_le_bytes()
+            }
+        };
         let mut bytes = if big { b"MM\0*" } else { b"II*\0" }.to_vec();
         bytes.extend(long(8));
         bytes.extend(short(2));
@@ -162,7 +174,11 @@ mod tests {
             assert_eq!(turned.width, width);
             assert_eq!(turned.height, 6 / width);
             let got: Vec<u8> = turned.pixels.iter().step_by(3).copied().collect();
-            assert_eq!(String::from_utf8(got).unwrap(), pixels, "orientation {number}");
+            assert_eq!(
+                String::from_utf8(got).unwrap(),
+                pixels,
+                "orientation {number}"
+            );
         }
     }
 }

@@ -114,12 +114,7 @@ impl<'a> External<'a> {
     }
 }
 
-fn wrong(
-    place: &str,
-    key: &'static str,
-    value: Option<&str>,
-    expected: &'static str,
-) -> OnnxError {
+fn wrong(place: &str, key: &'static str, value: Option<&str>, expected: &'static str) -> OnnxError {
     OnnxError::External {
         place: place.to_owned(),
         key,

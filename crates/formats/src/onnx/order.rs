@@ -61,38 +61,43 @@ fn sorted(graph: &Graph) -> Result<Vec<usize>, OnnxError> {
 }
 
 /// Who writes each value: a node, or `None` for an input or an initializer.
-fn writers(graph: &Graph) -> Result<HashMap<&str, Option<usize>>, OnnxError> {
-    let mut writers = HashMap::new();
-    let mut add = |value, node: Option<usize>, writer: &dyn Fn() -> String| {
-        match writers.insert(value, node) {
-            None => Ok(()),
-            Some(_) => Err(OnnxError::Twice {
-                value: value.to_owned(),
-                writer: writer(),
-            }),
-        }
-    };
+type Writers<'a> = HashMap<&'a str, Option<usize>>;
+
+fn writers(graph: &Graph) -> Result<Writers<'_>, OnnxError> {
+    let mut writers = Writers::new();
     for tensor in &graph.initializers {
-        add(tensor.name.as_str(), None, &|| "an initializer".to_owned())?;
+        let writer = || "an initializer".to_owned();
+        add(&mut writers, &tensor.name, None, writer)?;
     }
     for input in &graph.inputs {
-        add(&input.name, None, &|| "the graph's input".to_owned())?;
+        let writer = || "the graph's input".to_owned();
+        add(&mut writers, &input.name, None, writer)?;
     }
     for (index, node) in graph.nodes.iter().enumerate() {
         for value in node.outputs.iter().filter(|value| !value.is_empty()) {
-            add(value, Some(index), &|| node.label())?;
+            add(&mut writers, value, Some(index), || node.label())?;
         }
     }
     Ok(writers)
 }
 
+fn add<'a>(
+    writers: &mut Writers<'a>,
+    value: &'a str,
+    node: Option<usize>,
+    writer: impl FnOnce() -> String,
+) -> Result<(), OnnxError> {
+    match writers.insert(value, node) {
+        None => Ok(()),
+        Some(_) => Err(OnnxError::Twice {
+            value: value.to_owned(),
+            writer: writer(),
+        }),
+    }
+}
+
 /// Names a node of a cycle, given one that waits for it, perhaps through others.
-fn cycle(
-    graph: &Graph,
-    writers: &HashMap<&str, Option<usize>>,
-    waits: &[usize],
-    stuck: usize,
-) -> OnnxError {
+fn cycle(graph: &Graph, writers: &Writers, waits: &[usize], stuck: usize) -> OnnxError {
     // Each node that waits has a writer that waits. As many steps as there are nodes end in a
     // cycle, wherever they began.
     let mut index = stuck;

@@ -254,7 +254,9 @@ fn sizes(dims: &[i64]) -> Option<(Vec<usize>, usize)> {
     }
     let shape = dims.iter().map(|d| usize::try_from(*d).ok());
     let shape: Vec<usize> = shape.collect::<Option<_>>()?;
-    let most = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d.max(&1)));
+    let most = shape
+        .iter()
+        .try_fold(1usize, |n, d| n.checked_mul(*d.max(&1)));
     if most.is_none_or(|n| n > isize::MAX as usize / 8) {
         return None;
     }

@@ -17,7 +17,10 @@ use super::{Attribute, Dim, Graph, Model, Node, Tensor, ValueInfo};
 /// When a tensor has not as many values as its shape takes.
 pub fn write(model: &Model) -> Vec<u8> {
     let standard = ("", model.opset);
-    let others = model.domains.iter().map(|(domain, v)| (domain.as_str(), *v));
+    let others = model
+        .domains
+        .iter()
+        .map(|(domain, v)| (domain.as_str(), *v));
     let sets = std::iter::once(standard).chain(others);
     let metadata = model.metadata.iter();
     let proto = ModelProto {
@@ -45,7 +48,11 @@ fn graph(graph: &Graph) -> GraphProto {
     GraphProto {
         node: graph.nodes.iter().map(|n| encode(node(n))).collect(),
         name: graph.name.clone(),
-        initializer: graph.initializers.iter().map(|t| encode(tensor(t))).collect(),
+        initializer: graph
+            .initializers
+            .iter()
+            .map(|t| encode(tensor(t)))
+            .collect(),
         input: graph.inputs.iter().map(|v| encode(value(v))).collect(),
         output: graph.outputs.iter().map(|v| encode(value(v))).collect(),
         sparse_initializer: Vec::new(),
@@ -59,7 +66,9 @@ fn node(node: &Node) -> NodeProto {
         output: node.outputs.clone(),
         name: node.name.clone(),
         op_type: node.op.clone(),
-        attribute: attributes.map(|(name, value)| encode(attribute(name, value))).collect(),
+        attribute: attributes
+            .map(|(name, value)| encode(attribute(name, value)))
+            .collect(),
         domain: node.domain.clone(),
     }
 }
