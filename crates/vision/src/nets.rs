@@ -100,7 +100,13 @@ pub enum NetError {
     },
     /// Layers do not fit each other, as when the input is too small.
     #[error(transparent)]
-    Graph(#[from] GraphError),
+    Graph(Box<GraphError>),
+}
+
+impl From<GraphError> for NetError {
+    fn from(error: GraphError) -> NetError {
+        NetError::Graph(Box::new(error))
+    }
 }
 
 /// A network that can be built.

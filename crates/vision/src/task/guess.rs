@@ -19,9 +19,9 @@ pub(super) fn preset(
     let ultralytics = value("task").filter(|_| value("names").is_some());
     let name = match (ultralytics, &shapes[..]) {
         (Some("classify"), [[1, _]]) => "yolo-classify",
-        (_, [[1, n, 5..]]) if *n == places => "yolox",
-        (_, [[1, n, 6..]]) if *n == 3 * places => "yolov5",
-        (_, [[1, 5.., n]]) if *n == places => "yolov8",
+        (_, [[1, n, row]]) if *n == places && *row > 5 => "yolox",
+        (_, [[1, n, row]]) if *n == 3 * places && *row > 5 => "yolov5",
+        (_, [[1, column, n]]) if *n == places && *column > 4 => "yolov8",
         (_, [[1, n, 4], [1, m, _]] | [[1, m, _], [1, n, 4]])
             if n == m && *n == ssd::count(size) =>
         {
