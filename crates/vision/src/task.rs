@@ -323,15 +323,6 @@ mod tests {
     use super::*;
     use crate::nets::{self, Options};
 
-    fn graph(input: &[usize], metadata: &[(&str, &str)]) -> Graph {
-        let mut graph = Graph::new();
-        let x = graph.input("x", input);
-        graph.output(x);
-        let owned = |&(a, b): &(&str, &str)| (a.to_owned(), b.to_owned());
-        graph.metadata = metadata.iter().map(owned).collect();
-        graph
-    }
-
     fn grey(width: usize, height: usize) -> Image {
         Image {
             width,
@@ -360,17 +351,13 @@ mod tests {
 
     #[test]
     fn classes_are_the_likeliest_first() {
-        let graph = graph(&[1, 3, 1, 1], &[]);
-        let mut task = Task::of(&graph, Some("imagenet"));
-        assert!(matches!(task, Err(TaskError::Outputs { .. })));
         let options = Options {
             classes: Some(3),
             width: 0.25,
             ..Options::default()
         };
         let net = nets::build("mobilenet-v1", options).unwrap();
-        task = Task::of(&net, None);
-        let mut task = task.unwrap();
+        let mut task = Task::of(&net, None).unwrap();
         task.most = 2;
         let (_, frame) = task.input(&grey(2, 2)).unwrap();
         let Answer::Labels(labels) = task.answer(&[[0.0, 2.0, 1.0]], &frame).unwrap() else {
@@ -384,6 +371,31 @@ mod tests {
             panic!("a classifier names classes");
         };
         assert_eq!(labels[0].score, 0.5, "probabilities stay what they are");
+    }
+
+    #[test]
+    fn graphs_of_another_kind_are_refused() {
+        let of = |shape: &[usize], preset| {
+            let mut graph = Graph::new();
+            let x = graph.input("x", shape);
+            graph.output(x);
+            Task::of(&graph, preset).unwrap_err()
+        };
+        let picture = [1, 3, 64, 64];
+        for shape in [
+            &[1, 1, 64, 64][..],
+            &[2, 3, 64, 64],
+            &[1, 3],
+            &[1, 3, 0, 64],
+        ] {
+            assert!(matches!(of(shape, None), TaskError::Input { .. }));
+        }
+        for preset in presets().iter().filter(|x| x.reads != Reads::Pixels) {
+            let error = of(&picture, Some(preset.name));
+            assert!(matches!(error, TaskError::Outputs { .. }), "{error}");
+        }
+        let error = of(&picture, Some("yolo-nine"));
+        assert!(error.to_string().contains("yolov8, "), "{error}");
     }
 
     #[test]

@@ -69,7 +69,7 @@ impl Canvas<'_> {
 
     fn found(&mut self, found: &Found) {
         let colour = colour(found.class);
-        let [left, top, right, bottom] = found.bounds.map(|x| x as isize);
+        let [left, top, right, bottom] = found.bounds.map(|x| x.clamp(-1e9, 1e9) as isize);
         let line = self.unit * 2;
         self.fill([left, top, right, top + line], colour);
         self.fill([left, bottom - line, right, bottom], colour);

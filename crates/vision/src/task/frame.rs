@@ -213,8 +213,9 @@ mod tests {
         assert_eq!(input[4 * 8], 114.0, "below the picture");
         let (input, frame) = fit(preset("yolov8"), [8, 8], &slope(16, 8));
         assert_eq!(frame.offset, [0.0, 2.0]);
-        assert_eq!(input[0], 114.0 / 255.0, "above the picture");
-        assert_eq!(input[64 * 2 + 2 * 8], 7.0 / 255.0);
+        let bytes = |i: usize| (input[i] * 255.0).round();
+        assert_eq!(bytes(0), 114.0, "above the picture");
+        assert_eq!(bytes(64 * 2 + 2 * 8), 7.0);
     }
 
     #[test]
