@@ -103,7 +103,11 @@ fn fill(op: &mut Op, inputs: &[&Moments], random: &mut Random) -> Option<Moments
         }
         Op::Activation(activation) => Some(x.clone().after(*activation)),
         Op::Concat(1) => Some(Moments(inputs.iter().flat_map(|x| x.0.clone()).collect())),
-        Op::Pool(Pool::Average { .. } | Pool::Max, _)
+        // The greatest of some neighbours, which are much alike.
+        Op::Pool(Pool::Max, _) => Some(Moments(
+            x.0.iter().map(|&(m, v)| (m + v.sqrt(), v)).collect(),
+        )),
+        Op::Pool(Pool::Average { .. }, _)
         | Op::Reduce {
             reduction: Reduction::Mean,
             ..
