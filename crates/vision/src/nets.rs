@@ -326,4 +326,52 @@ mod tests {
             built("mobilenet-v3-small", 0.25)
         );
     }
+
+    /// Numbers that training learns in a checkpoint that a network of torchvision's size reads:
+    /// what is missing is added until nothing is.
+    fn learned(name: &str) -> usize {
+        let mut checkpoint = Checkpoint::default();
+        let tensor = |shape: &[usize]| sedge_formats::safetensors::Tensor {
+            dtype: sedge_kernels::DType::F32,
+            shape: shape.to_vec(),
+            data: vec![0; 4 * shape.iter().product::<usize>()].into(),
+        };
+        let mut shape = vec![];
+        loop {
+            let options = Options {
+                weights: Weights::Checkpoint(checkpoint.clone()),
+                ..Options::default()
+            };
+            match build(name, options) {
+                Err(NetError::Missing { name }) => {
+                    shape.truncate(1);
+                    checkpoint.tensors.insert(name, tensor(&shape));
+                }
+                Err(NetError::Size { name, expected, .. }) => {
+                    checkpoint.tensors.insert(name, tensor(&expected));
+                    shape = expected;
+                }
+                built => {
+                    built.unwrap();
+                    break;
+                }
+            }
+        }
+        let learned = checkpoint.tensors.iter();
+        let learned = learned.filter(|(name, _)| !name.contains(".running_"));
+        learned
+            .map(|(_, x)| x.shape.iter().product::<usize>())
+            .sum()
+    }
+
+    #[test]
+    fn checkpoints_are_as_large_as_torchvisions() {
+        for (name, expected) in [
+            ("mobilenet-v3-small", 2_542_856),
+            ("mobilenet-v2", 3_504_872),
+            ("lraspp-mobilenet-v3-large", 3_221_538),
+        ] {
+            assert_eq!(learned(name), expected, "{name}");
+        }
+    }
 }

@@ -35,9 +35,8 @@ pub(super) fn suppress(
     most: usize,
 ) -> Vec<Candidate> {
     found.sort_by(|a, b| {
-        (a.class, b.score)
-            .partial_cmp(&(b.class, a.score))
-            .unwrap_or(a.class.cmp(&b.class))
+        let class = a.class.cmp(&b.class);
+        class.then(b.score.total_cmp(&a.score))
     });
     let mut kept: Vec<Candidate> = Vec::new();
     for same in found.chunk_by(|a, b| a.class == b.class) {
