@@ -1,4 +1,5 @@
-//! Bytes to typed values and back: GGUF, safetensors, tokenizers and chat templates.
+//! Bytes to typed values and back: GGUF, safetensors, ONNX, pictures, tokenizers and chat
+//! templates.
 //!
 //! Every reader treats its input as hostile: it checks before it allocates, names the place in
 //! its errors and never panics on content. Tensor types and their byte layouts are one table in
@@ -7,7 +8,9 @@
 #![deny(unsafe_code)] // except in `map`
 
 pub mod gguf;
+pub mod image;
 mod map;
+pub mod onnx;
 mod replace;
 pub mod safetensors;
 pub mod template;

@@ -9,10 +9,12 @@ mod graph;
 mod kernel;
 mod lower;
 mod nd;
+pub mod nets;
 mod op;
 mod plain;
 mod plan;
 mod program;
+pub mod task;
 
 pub use fuse::fuse;
 pub use graph::{Graph, GraphError, Node, Value, ValueInfo};
