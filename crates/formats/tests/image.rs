@@ -39,7 +39,7 @@ fn difference(a: &Image, b: &Image) -> (u8, f64) {
 #[test]
 fn every_kind_of_file_has_the_pixels_that_pillow_reads() {
     let files = files();
-    assert_eq!(files.len(), 25);
+    assert_eq!(files.len(), 24);
     for (name, bytes) in files {
         let image = decode(&bytes, Limits::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
         let (most, mean) = difference(&image, &expected(&format!("{name}.png")));
@@ -65,7 +65,7 @@ fn a_file_that_ends_early_is_an_error_that_says_so() {
         for len in 0..bytes.len() {
             match decode(&bytes[..len], Limits::default()) {
                 // What follows a picture may be missing.
-                Ok(image) => assert_eq!(image.pixels, whole.pixels, "{name}: {len} bytes"),
+                Ok(image) => assert!(image == whole, "{name}: {len} bytes"),
                 Err(error) => assert!(!error.to_string().is_empty()),
             }
         }
@@ -105,7 +105,8 @@ fn a_picture_larger_than_the_limit_is_refused_by_its_header() {
     // The header alone is read: what claims to be large need not be there.
     let mut png = std::fs::read(folder().join("grey.png")).unwrap();
     png[16..24].copy_from_slice(&[0x7f, 0xff, 0xff, 0xff, 0x7f, 0xff, 0xff, 0xff]);
-    png[29..33].copy_from_slice(&crc(&png[12..29]).to_be_bytes());
+    let sum = crc(&png[12..29]).to_be_bytes();
+    png[29..33].copy_from_slice(&sum);
     let error = decode(&png[..33], Limits::default()).unwrap_err();
     assert!(matches!(error, ImageError::TooLarge { .. }), "{error}");
 }
