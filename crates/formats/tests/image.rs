@@ -43,17 +43,12 @@ fn every_kind_of_file_has_the_pixels_that_pillow_reads() {
     for (name, bytes) in files {
         let image = decode(&bytes, Limits::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
         let (most, mean) = difference(&image, &expected(&format!("{name}.png")));
-        // What is lossless is exact but for the rounding of transparency; decoders of lossy files
-        // round their transforms and enlarge chroma each in its own way.
-        let (may_most, may_mean) = match name.as_str() {
-            _ if name.ends_with(".jpg") => (6, 1.0),
-            "lossy.webp" | "lossy-alpha.webp" => (6, 1.0),
-            _ => (1, 0.5),
-        };
-        println!("{name}: {most}, {mean:.2}");
+        // Decoders of JPEG round transforms and enlarge chroma each in its own way.
+        let jpeg = name.ends_with(".jpg");
+        let (may_most, may_mean) = if jpeg { (3, 0.5) } else { (0, 0.0) };
         assert!(
             most <= may_most && mean <= may_mean,
-            "{name}: {most}, {mean}"
+            "{name}: at most {most}, {mean} on average"
         );
     }
 }
@@ -134,17 +129,12 @@ fn a_frame_larger_than_its_canvas_is_refused_before_it_is_decoded() {
     let from = [0x9d, 0x01, 0x2a, 24, 0, 17, 0];
     let to = [0x9d, 0x01, 0x2a, 0xff, 0x3f, 0xff, 0x3f];
     let error = decode(&replaced("lossy-alpha.webp", &from, &to), Limits::default()).unwrap_err();
-    let expected = image_webp_error("InconsistentImageSizes");
-    assert_eq!(format!("{error:?}"), expected);
+    assert_eq!(format!("{error:?}"), "Webp(InconsistentImageSizes)");
     // The size of an animation's frame.
     let from = [2, 0, 0, 3, 0, 0, 9, 0, 0, 7, 0, 0];
     let to = [2, 0, 0, 3, 0, 0, 0xff, 0xff, 0xff, 7, 0, 0];
     let error = decode(&replaced("part.webp", &from, &to), Limits::default()).unwrap_err();
-    assert_eq!(format!("{error:?}"), image_webp_error("FrameOutsideImage"));
-}
-
-fn image_webp_error(name: &str) -> String {
-    format!("Webp({name})")
+    assert_eq!(format!("{error:?}"), "Webp(FrameOutsideImage)");
 }
 
 #[test]
@@ -204,7 +194,7 @@ fn any_image() -> impl Strategy<Value = Image> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_plain_filter_reads_the_four_pixels_around_a_point(
