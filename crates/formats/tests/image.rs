@@ -39,21 +39,16 @@ fn difference(a: &Image, b: &Image) -> (u8, f64) {
 #[test]
 fn every_kind_of_file_has_the_pixels_that_pillow_reads() {
     let files = files();
-    assert_eq!(files.len(), 25);
+    assert_eq!(files.len(), 24);
     for (name, bytes) in files {
         let image = decode(&bytes, Limits::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
         let (most, mean) = difference(&image, &expected(&format!("{name}.png")));
-        // What is lossless is exact but for the rounding of transparency; decoders of lossy files
-        // round their transforms and enlarge chroma each in its own way.
-        let (may_most, may_mean) = match name.as_str() {
-            _ if name.ends_with(".jpg") => (6, 1.0),
-            "lossy.webp" | "lossy-alpha.webp" => (6, 1.0),
-            _ => (1, 0.5),
-        };
-        println!("{name}: {most}, {mean:.2}");
+        // Decoders of JPEG round transforms and enlarge chroma each in its own way.
+        let jpeg = name.ends_with(".jpg");
+        let (may_most, may_mean) = if jpeg { (3, 0.5) } else { (0, 0.0) };
         assert!(
             most <= may_most && mean <= may_mean,
-            "{name}: {most}, {mean}"
+            "{name}: at most {most}, {mean} on average"
         );
     }
 }
@@ -65,7 +60,7 @@ fn a_file_that_ends_early_is_an_error_that_says_so() {
         for len in 0..bytes.len() {
             match decode(&bytes[..len], Limits::default()) {
                 // What follows a picture may be missing.
-                Ok(image) => assert_eq!(image.pixels, whole.pixels, "{name}: {len} bytes"),
+                Ok(image) => assert!(image == whole, "{name}: {len} bytes"),
                 Err(error) => assert!(!error.to_string().is_empty()),
             }
         }
@@ -105,7 +100,8 @@ fn a_picture_larger_than_the_limit_is_refused_by_its_header() {
     // The header alone is read: what claims to be large need not be there.
     let mut png = std::fs::read(folder().join("grey.png")).unwrap();
     png[16..24].copy_from_slice(&[0x7f, 0xff, 0xff, 0xff, 0x7f, 0xff, 0xff, 0xff]);
-    png[29..33].copy_from_slice(&crc(&png[12..29]).to_be_bytes());
+    let sum = crc(&png[12..29]).to_be_bytes();
+    png[29..33].copy_from_slice(&sum);
     let error = decode(&png[..33], Limits::default()).unwrap_err();
     assert!(matches!(error, ImageError::TooLarge { .. }), "{error}");
 }
@@ -133,17 +129,12 @@ fn a_frame_larger_than_its_canvas_is_refused_before_it_is_decoded() {
     let from = [0x9d, 0x01, 0x2a, 24, 0, 17, 0];
     let to = [0x9d, 0x01, 0x2a, 0xff, 0x3f, 0xff, 0x3f];
     let error = decode(&replaced("lossy-alpha.webp", &from, &to), Limits::default()).unwrap_err();
-    let expected = image_webp_error("InconsistentImageSizes");
-    assert_eq!(format!("{error:?}"), expected);
+    assert_eq!(format!("{error:?}"), "Webp(InconsistentImageSizes)");
     // The size of an animation's frame.
     let from = [2, 0, 0, 3, 0, 0, 9, 0, 0, 7, 0, 0];
     let to = [2, 0, 0, 3, 0, 0, 0xff, 0xff, 0xff, 7, 0, 0];
     let error = decode(&replaced("part.webp", &from, &to), Limits::default()).unwrap_err();
-    assert_eq!(format!("{error:?}"), image_webp_error("FrameOutsideImage"));
-}
-
-fn image_webp_error(name: &str) -> String {
-    format!("Webp({name})")
+    assert_eq!(format!("{error:?}"), "Webp(FrameOutsideImage)");
 }
 
 #[test]
@@ -203,7 +194,7 @@ fn any_image() -> impl Strategy<Value = Image> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_plain_filter_reads_the_four_pixels_around_a_point(

@@ -19,7 +19,7 @@ pub(super) fn decode(bytes: &[u8], limits: Limits) -> Result<Image, ImageError> 
     decoder.decode_headers().map_err(ImageError::Jpeg)?;
     let (width, height) = decoder.dimensions().unwrap_or_default();
     limits.check(width, height)?;
-    // The decoder does not miss the end of the last rows.
+    // The decoder alone takes the last rows for whole if the file ends in them.
     if !ends(bytes) {
         return Err(ImageError::Truncated {
             format: "JPEG",

@@ -35,6 +35,12 @@ pub(super) fn decode(bytes: &[u8], limits: Limits) -> Result<Image, ImageError> 
         len: bytes.len(),
     };
     let malformed = || ImageError::Webp(DecodingError::ChunkMissing);
+    // The length counts from `WEBP`. Some writers leave the last even byte out.
+    let len = bytes.get(4..).and_then(|rest| rest.first_chunk());
+    let len = len.map_or(0, |len| u32::from_le_bytes(*len) as usize);
+    if len > bytes.len().next_multiple_of(2) - 8 {
+        return Err(truncated());
+    }
     let rest = bytes.get(HEADER..).unwrap_or_default();
     let (name, content, mut rest) = chunk(rest).ok_or_else(truncated)?;
     if &name != b"VP8X" {
