@@ -8,6 +8,7 @@
 
 mod activation;
 mod picture;
+pub mod sparse;
 mod window;
 
 pub use activation::Activation;
