@@ -161,13 +161,18 @@ impl Task<'_> {
             for column in (0..columns).step_by(L::LANES) {
                 if rows < ROWS {
                     for row in 0..rows {
-                        plane.tile::<L, K, S, 1>(l, [row, column], y);
+                        plane.tile::<L, K, S, 1, true>(l, [row, column], y);
                     }
                     continue;
                 }
                 for row in (0..rows).step_by(ROWS) {
                     // The last rows are computed with some that have been before.
-                    plane.tile::<L, K, S, ROWS>(l, [row.min(rows - ROWS), column], y);
+                    let row = row.min(rows - ROWS);
+                    let above = row * S >= plane.pads[0];
+                    match above && row * S + (ROWS - 1) * S + K <= h + plane.pads[0] {
+                        true => plane.tile::<L, K, S, ROWS, false>(l, [row, column], y),
+                        false => plane.tile::<L, K, S, ROWS, true>(l, [row, column], y),
+                    }
                 }
             }
             y[rows * columns..].fill(0.0);
@@ -190,9 +195,10 @@ struct Plane<'a> {
 }
 
 impl Plane<'_> {
-    /// `R` rows of a vector of results, the first at `[row, column]`.
+    /// `R` rows of a vector of results, the first at `[row, column]`; `EDGE` where their windows
+    /// may reach beyond the first or the last row.
     #[inline(always)]
-    fn tile<L: Lanes, const K: usize, const S: usize, const R: usize>(
+    fn tile<L: Lanes, const K: usize, const S: usize, const R: usize, const EDGE: bool>(
         &self,
         l: L,
         [row, column]: [usize; 2],
@@ -207,14 +213,10 @@ impl Plane<'_> {
             let left = (column * S + dx) as isize - self.pads[1] as isize;
             let mask = inside(left, self.w);
             for i in 0..(R - 1) * S + K {
-                let Some(from) = (row * S + i).checked_sub(self.pads[0]) else {
-                    continue;
-                };
-                if from >= self.h {
-                    break;
-                }
-                let start = self.x.as_ptr().wrapping_add(from * self.w);
-                // SAFETY: `mask` names columns of the row, which exists by the tests above.
+                let from = (row * S + i).wrapping_sub(self.pads[0]);
+                let mask = if EDGE && from >= self.h { 0 } else { mask };
+                let start = self.x.as_ptr().wrapping_add(from.wrapping_mul(self.w));
+                // SAFETY: `mask` names columns of a row that exists, or none.
                 let x = unsafe { load_steps::<L, S>(l, start.wrapping_offset(left), mask) };
                 for (r, sum) in sums.iter_mut().enumerate() {
                     if i >= r * S && i < r * S + K {

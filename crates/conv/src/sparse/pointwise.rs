@@ -9,11 +9,8 @@ use super::epilogue::Form;
 use super::isa::{Isa, Work};
 use super::lanes::Lanes;
 use super::planes::{Planes, PlanesMut, Target};
-use super::strip::{Strip, widest};
+use super::strip::{PANEL, Strip, widest};
 use crate::Activation;
-
-/// Outputs of a kernel at most: a list for 16 is used for 8 and then for the other 8.
-const PANEL: usize = 8;
 
 /// Bytes of pixels that are used for all outputs before the next are. Lists for few outputs read
 /// a vector for every multiplication or two, and are only fast from the first level of cache;
@@ -187,7 +184,7 @@ impl Sparse {
         }
         let pixels = x.pixels();
         let bytes = GROUP[usize::from(self.block >= 4)];
-        let group = (bytes / size_of::<f32>() / self.inputs.max(1)).next_multiple_of(128);
+        let group = (bytes / size_of::<f32>() / self.inputs.max(1)).next_multiple_of(64);
         let groups = pixels.div_ceil(group);
         // Enough tasks that threads end at the same time, which one thread does anyway.
         let threads = team.threads();
@@ -235,7 +232,14 @@ impl Work for Task<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
         let (begin, end) = self.pixels;
-        for block in self.blocks.0..self.blocks.1 {
+        let (first, last) = self.blocks;
+        for block in first..last {
+            // The pixels that come next, some planes with each block.
+            let inputs = self.x.channels();
+            let part = |block: usize| (block - first) * inputs / (last - first);
+            for input in part(block)..part(block + 1) {
+                self.x.prefetch(input, end, 2 * end - begin);
+            }
             // SAFETY: planes are whole vectors of 16 apart, so what is read past the last pixel
             // is the plane's, and every task writes other pixels or outputs.
             unsafe {
@@ -272,15 +276,17 @@ impl Sparse {
     ) {
         let (start, end) = (self.starts[block], self.starts[block + 1]);
         let height = self.block.min(PANEL);
-        let vectors = pixels.div_ceil(L::LANES);
+        let alone = height == PANEL && pixels % L::LANES == 1;
+        let vectors = pixels.div_ceil(L::LANES) - usize::from(alone);
         // Strips as equal as can be: a last one of a single vector would waste the most.
-        let strips = vectors.div_ceil(widest::<L>(height));
+        let strips = vectors.div_ceil(widest::<L>(height)).max(1);
         let first = block * self.block;
         let last = self.outputs.min(first + self.block);
         for panel in (first..last).step_by(PANEL) {
             for strip in 0..strips {
                 let (from, to) = (strip * vectors / strips, (strip + 1) * vectors / strips);
                 let at = from * L::LANES;
+                let last_one = alone && strip + 1 == strips;
                 let values = start * self.block + (panel - first) * (end - start);
                 // SAFETY: lists are as long as `starts` says; the rest is the caller's promise.
                 unsafe {
@@ -293,7 +299,8 @@ impl Sparse {
                         x: (x.0.add(at), x.1),
                         add: add.map(|add| (add.0.add(panel * add.1 + at), add.1)),
                         y: (y.0.add(panel * y.1 + at), y.1),
-                        pixels: pixels.min(to * L::LANES) - at,
+                        pixels: pixels.min(to * L::LANES + usize::from(last_one)) - at,
+                        alone: last_one,
                         form: self.form,
                     }
                     .run(l, height, to - from);

@@ -4,7 +4,10 @@ use super::epilogue::Form;
 use super::lanes::{Lanes, first};
 
 /// Most vectors of pixels in a strip.
-pub(super) const MOST: usize = 8;
+const MOST: usize = 8;
+
+/// Most outputs of a strip.
+pub(super) const PANEL: usize = 8;
 
 /// Outputs that share a list of inputs, and the pixels they are wanted of.
 pub(super) struct Strip {
@@ -26,6 +29,10 @@ pub(super) struct Strip {
     pub(super) y: (*mut f32, usize),
     /// Pixels to be stored.
     pub(super) pixels: usize,
+    /// Whether the last pixel is not in a vector of pixels. Its sums for all outputs of the list
+    /// are then one vector, which takes a multiplication for an input and not one for each
+    /// output. Only for lists of [`PANEL`] outputs.
+    pub(super) alone: bool,
     /// What is applied.
     pub(super) form: Form,
 }
@@ -48,6 +55,15 @@ const fn chains(vectors: usize) -> usize {
     }
 }
 
+/// Sums in registers.
+#[derive(Clone, Copy)]
+struct Sums<T, const H: usize, const V: usize> {
+    /// Vectors of pixels of each output.
+    pixels: [[T; V]; H],
+    /// One pixel of all outputs.
+    alone: T,
+}
+
 impl Strip {
     /// Computes the strip, whose pixels are `vectors` vectors.
     ///
@@ -56,7 +72,8 @@ impl Strip {
     /// - `vectors` vectors can be read at the strip in every input that `indices` names.
     /// - `pixels` values can be read at the strip in the first `rows` planes of `add`, and
     ///   written in those of `y`, where nobody else reads or writes.
-    /// - `pixels` is at most what the vectors hold and more than one less would.
+    /// - `pixels` is at most what the vectors hold and more than one less would; with a pixel
+    ///   alone it is one more than they hold, and that pixel can be read and written as well.
     #[inline(always)]
     pub(super) unsafe fn run<L: Lanes>(&self, l: L, height: usize, vectors: usize) {
         // SAFETY: the caller's promise.
@@ -74,35 +91,46 @@ impl Strip {
     #[inline(always)]
     unsafe fn of<L: Lanes, const H: usize>(&self, l: L, vectors: usize) {
         macro_rules! choose {
-            ($($v:literal)*) => {
+            ($alone:literal: $($v:literal)*) => {
                 match vectors {
-                    // Only the widths that occur are compiled.
+                    // Only what occurs is compiled.
                     // SAFETY: the caller's promise.
-                    $($v if $v <= const { widest::<L>(H) } => unsafe {
-                        self.tile::<L, H, $v>(l)
+                    $($v if $v <= const { widest::<L>(H) } && ($alone <= (H == PANEL)) => unsafe {
+                        self.tile::<L, H, $v, $alone>(l)
                     },)*
                     _ => unreachable!("strips are at most as wide as registers allow"),
                 }
             };
         }
-        choose!(1 2 3 4 5 6 7 8);
+        match self.alone {
+            false => choose!(false: 1 2 3 4 5 6 7 8),
+            true => choose!(true: 0 1 2 3),
+        }
     }
 
     #[inline(always)]
-    unsafe fn tile<L: Lanes, const H: usize, const V: usize>(&self, l: L) {
+    unsafe fn tile<L: Lanes, const H: usize, const V: usize, const ALONE: bool>(&self, l: L) {
         let chains = const { chains(H * V) };
-        let mut sums = [[[l.splat(0.0); V]; H]; 4];
-        // SAFETY, of all below: `run`'s contract; `c < count`, `h < H`, `v < V`.
+        let mut sums = [Sums {
+            pixels: [[l.splat(0.0); V]; H],
+            alone: l.splat(0.0),
+        }; 4];
+        // SAFETY, of all below: `run`'s contract; `h < H`, `v < V`, and both cursors are moved
+        // `count` times in all.
         #[allow(clippy::undocumented_unsafe_blocks)] // the line above
         for h in 0..H {
-            sums[0][h] = [l.splat(unsafe { *self.biases.add(h) }); V];
+            sums[0].pixels[h] = [l.splat(unsafe { *self.biases.add(h) }); V];
+        }
+        if ALONE {
+            // SAFETY: as above.
+            sums[0].alone = unsafe { l.load_masked(self.biases, first(H)) };
         }
         let (mut indices, mut values) = (self.indices, self.values);
         for _ in 0..self.count / chains {
             for sums in sums.iter_mut().take(chains) {
                 // SAFETY: as above.
                 unsafe {
-                    self.multiply(l, indices, values, sums);
+                    self.multiply::<L, H, V, ALONE>(l, indices, values, sums);
                     indices = indices.add(1);
                     values = values.add(H);
                 }
@@ -111,48 +139,89 @@ impl Strip {
         for _ in 0..self.count % chains {
             // SAFETY: as above.
             unsafe {
-                self.multiply(l, indices, values, &mut sums[0]);
+                self.multiply::<L, H, V, ALONE>(l, indices, values, &mut sums[0]);
                 indices = indices.add(1);
                 values = values.add(H);
             }
         }
-        let [mut total, rest @ ..] = sums;
+        let [
+            Sums {
+                mut pixels,
+                mut alone,
+            },
+            rest @ ..,
+        ] = sums;
         for sums in rest.iter().take(chains - 1) {
             for h in 0..H {
                 for v in 0..V {
-                    total[h][v] = l.add(total[h][v], sums[h][v]);
+                    pixels[h][v] = l.add(pixels[h][v], sums.pixels[h][v]);
                 }
             }
+            alone = l.add(alone, sums.alone);
         }
-        let tail = first(self.pixels - (V - 1) * L::LANES);
+        let tail = match ALONE {
+            true => u32::MAX,
+            false => first(self.pixels - (V - 1) * L::LANES),
+        };
         if let Some((add, stride)) = self.add {
-            for (h, total) in total.iter_mut().enumerate().take(self.rows) {
-                for (v, total) in total.iter_mut().enumerate() {
+            for (h, sums) in pixels.iter_mut().enumerate().take(self.rows) {
+                for (v, sum) in sums.iter_mut().enumerate() {
                     let mask = if v + 1 == V { tail } else { u32::MAX };
                     // SAFETY: as above.
                     let more = unsafe { l.load_masked(add.add(h * stride + v * L::LANES), mask) };
-                    *total = l.add(*total, more);
+                    *sum = l.add(*sum, more);
                 }
             }
         }
         match self.form {
             Form::Identity => {}
             form => {
-                for total in total.as_flattened_mut() {
-                    *total = form.apply(l, *total);
+                for sum in pixels.as_flattened_mut() {
+                    *sum = form.apply(l, *sum);
                 }
             }
         }
         let (y, stride) = self.y;
-        for (h, total) in total.iter().enumerate().take(self.rows) {
-            // SAFETY: as above.
-            unsafe {
-                let y = y.add(h * stride);
-                for (v, total) in total.iter().enumerate().take(V - 1) {
-                    l.store(*total, y.add(v * L::LANES));
+        for (h, sums) in pixels.iter().enumerate().take(self.rows) {
+            for (v, sum) in sums.iter().enumerate() {
+                // SAFETY: as above.
+                unsafe {
+                    let y = y.add(h * stride + v * L::LANES);
+                    match v + 1 == V {
+                        true => l.store_masked(*sum, y, tail),
+                        false => l.store(*sum, y),
+                    }
                 }
-                l.store_masked(total[V - 1], y.add((V - 1) * L::LANES), tail);
-                self.form.finish(y, self.pixels);
+            }
+        }
+        if ALONE {
+            // SAFETY: as above.
+            unsafe { self.finish_alone(l, alone) };
+        }
+        for h in 0..self.rows {
+            // SAFETY: as above.
+            unsafe { self.form.finish(y.add(h * stride), self.pixels) };
+        }
+    }
+
+    /// Stores the sums of the last pixel for all outputs.
+    ///
+    /// # Safety
+    /// As of [`Strip::run`].
+    #[inline(always)]
+    unsafe fn finish_alone<L: Lanes>(&self, l: L, mut sums: L::V) {
+        let (at, mut lanes) = (self.pixels - 1, [0.0; 16]);
+        // SAFETY: the caller's promise; no vector is longer than the array.
+        unsafe {
+            if let Some((add, stride)) = self.add {
+                for (h, lane) in lanes.iter_mut().enumerate().take(self.rows) {
+                    *lane = *add.add(h * stride + at);
+                }
+                sums = l.add(sums, l.load(lanes.as_ptr()));
+            }
+            l.store(self.form.apply(l, sums), lanes.as_mut_ptr());
+            for (h, lane) in lanes.iter().enumerate().take(self.rows) {
+                *self.y.0.add(h * self.y.1 + at) = *lane;
             }
         }
     }
@@ -162,12 +231,12 @@ impl Strip {
     /// # Safety
     /// As of [`Strip::run`]: the input at `indices` and its weights at `values` exist.
     #[inline(always)]
-    unsafe fn multiply<L: Lanes, const H: usize, const V: usize>(
+    unsafe fn multiply<L: Lanes, const H: usize, const V: usize, const ALONE: bool>(
         &self,
         l: L,
         indices: *const u32,
         values: *const f32,
-        sums: &mut [[L::V; V]; H],
+        sums: &mut Sums<L::V, H, V>,
     ) {
         // SAFETY: the caller's promise.
         unsafe {
@@ -176,7 +245,12 @@ impl Strip {
             for (v, pixels) in pixels.iter_mut().enumerate() {
                 *pixels = l.load(x.add(v * L::LANES));
             }
-            for (h, sums) in sums.iter_mut().enumerate() {
+            if ALONE {
+                let weights = l.load_masked(values, first(H));
+                let pixel = l.splat(*x.add(V * L::LANES));
+                sums.alone = l.fma(weights, pixel, sums.alone);
+            }
+            for (h, sums) in sums.pixels.iter_mut().enumerate() {
                 let weight = l.splat(*values.add(h));
                 for (sum, pixels) in sums.iter_mut().zip(pixels) {
                     *sum = l.fma(weight, pixels, *sum);
