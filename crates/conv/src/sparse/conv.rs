@@ -176,14 +176,12 @@ impl Work for Task<'_> {
             if row >= rows {
                 break;
             }
-            for (tap, values) in self.taps.chunks_exact_mut(stride).enumerate() {
-                self.conv.lay(l, self.x, row, tap, values);
-            }
+            self.conv.lay(l, self.x, row, self.taps, stride);
             let y = (self.y.at(0, row * columns), self.y.stride);
-            for block in 0..sparse.blocks() {
+            for list in 0..sparse.lists() {
                 // SAFETY: taps are whole vectors, and no other task has this row.
                 unsafe {
-                    sparse.block(l, block, (self.taps.as_ptr(), stride), None, y, columns);
+                    sparse.list(l, list, (self.taps.as_ptr(), stride), None, y, columns);
                 }
             }
         }
@@ -191,43 +189,58 @@ impl Work for Task<'_> {
 }
 
 impl PlaneConv {
-    /// What a tap sees along a row of results, and zeros to the end of `values`.
+    /// What each tap sees along a row of results, `stride` values for each, and zeros where that
+    /// is outside.
     #[inline(always)]
-    fn lay<L: Lanes>(&self, l: L, x: Planes<'_>, row: usize, tap: usize, values: &mut [f32]) {
+    fn lay<L: Lanes>(&self, l: L, x: Planes<'_>, row: usize, taps: &mut [f32], stride: usize) {
         let Window {
             kernel: [kh, kw],
             stride: [down, right],
             dilation,
             pads,
         } = self.window;
-        let (input, dy, dx) = (tap / (kh * kw), tap / kw % kh, tap % kw);
         let [h, w] = x.size();
-        let from = (row * down + dy * dilation[0]).checked_sub(pads[0]);
-        let Some(from) = from.filter(|from| *from < h) else {
-            return values.fill(0.0);
-        };
-        let from = &x.plane(input)[from * w..][..w];
-        let left = (dx * dilation[1]) as isize - pads[1] as isize;
-        if right > 2 {
-            for (column, value) in values.iter_mut().enumerate() {
-                let at = left.checked_add_unsigned(column * right);
-                let at = at.and_then(|at| usize::try_from(at).ok());
-                *value = at.and_then(|at| from.get(at)).copied().unwrap_or(0.0);
-            }
-            return;
-        }
-        for (i, values) in values.chunks_exact_mut(L::LANES).enumerate() {
-            let left = left + (i * L::LANES * right) as isize;
-            let start = from.as_ptr().wrapping_offset(left);
-            let mask = inside(left, w);
-            // SAFETY: the mask names values of the row, and the vector fills the chunk.
-            unsafe {
-                let seen = match right {
-                    1 => load_steps::<L, 1>(l, start, mask),
-                    _ => load_steps::<L, 2>(l, start, mask),
-                };
-                l.store(seen, values.as_mut_ptr());
+        let mut taps = taps.chunks_exact_mut(kw * stride);
+        for input in 0..self.inputs {
+            for (dy, taps) in (0..kh).zip(taps.by_ref()) {
+                let from = (row * down + dy * dilation[0]).wrapping_sub(pads[0]);
+                if from >= h {
+                    taps.fill(0.0);
+                    continue;
+                }
+                let from = &x.plane(input)[from * w..][..w];
+                for (dx, values) in taps.chunks_exact_mut(stride).enumerate() {
+                    let left = (dx * dilation[1]) as isize - pads[1] as isize;
+                    match right {
+                        1 => lay_tap::<L, 1>(l, from, left, values),
+                        2 => lay_tap::<L, 2>(l, from, left, values),
+                        _ => lay_far(from, left, right, values),
+                    }
+                }
             }
         }
+    }
+}
+
+/// Every `S`th value of a row, from column `left` on.
+#[inline(always)]
+fn lay_tap<L: Lanes, const S: usize>(l: L, from: &[f32], left: isize, values: &mut [f32]) {
+    for (i, values) in values.chunks_exact_mut(L::LANES).enumerate() {
+        let left = left + (i * L::LANES * S) as isize;
+        let start = from.as_ptr().wrapping_offset(left);
+        // SAFETY: the mask names values of the row, and the vector fills the chunk.
+        unsafe {
+            let seen = load_steps::<L, S>(l, start, inside(left, from.len()));
+            l.store(seen, values.as_mut_ptr());
+        }
+    }
+}
+
+/// Values that are `step` apart, of a row, from column `left` on.
+fn lay_far(from: &[f32], left: isize, step: usize, values: &mut [f32]) {
+    for (column, value) in values.iter_mut().enumerate() {
+        let at = left.wrapping_add_unsigned(column * step) as usize;
+        // A column before the first is, without its sign, one far behind the last.
+        *value = from.get(at).copied().unwrap_or(0.0);
     }
 }

@@ -204,7 +204,8 @@ impl Plane<'_> {
         [row, column]: [usize; 2],
         y: &mut [f32],
     ) {
-        let mut sums = [l.splat(self.bias); R];
+        // Two sums of each, so that additions wait less for each other.
+        let mut sums = [[l.splat(self.bias); R], [l.splat(0.0); R]];
         for dx in 0..K {
             let mut weights = [l.splat(0.0); K];
             for (dy, weight) in weights.iter_mut().enumerate() {
@@ -218,21 +219,30 @@ impl Plane<'_> {
                 let start = self.x.as_ptr().wrapping_add(from.wrapping_mul(self.w));
                 // SAFETY: `mask` names columns of a row that exists, or none.
                 let x = unsafe { load_steps::<L, S>(l, start.wrapping_offset(left), mask) };
-                for (r, sum) in sums.iter_mut().enumerate() {
+                for (r, sum) in sums[dx % 2].iter_mut().enumerate() {
                     if i >= r * S && i < r * S + K {
                         *sum = l.fma(weights[i - r * S], x, *sum);
                     }
                 }
             }
         }
+        let [mut sums, more] = sums;
+        for (sum, more) in sums.iter_mut().zip(more) {
+            *sum = l.add(*sum, more);
+        }
+        if let Form::Bounds { .. } | Form::Gate { .. } = self.form {
+            for sum in &mut sums {
+                *sum = self.form.apply(l, *sum);
+            }
+        }
         let n = (self.columns - column).min(L::LANES);
+        let y = &mut y[row * self.columns + column..][..(R - 1) * self.columns + n];
         for (r, sum) in sums.into_iter().enumerate() {
-            let at = (row + r) * self.columns + column;
-            let y = &mut y[at..at + n];
-            // SAFETY: the mask is as long as the slice.
+            // SAFETY: the mask is as long as what the slice has of each row.
             unsafe {
-                l.store_masked(self.form.apply(l, sum), y.as_mut_ptr(), first(n));
-                self.form.finish(y.as_mut_ptr(), n);
+                let y = y.as_mut_ptr().add(r * self.columns);
+                l.store_masked(sum, y, first(n));
+                self.form.finish(y, n);
             }
         }
     }

