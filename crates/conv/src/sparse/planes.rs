@@ -44,7 +44,7 @@ pub struct PlanesMut<'a> {
 
 fn check(len: usize, [channels, h, w]: [usize; 3], stride: usize) {
     assert!(
-        stride % ALIGN == 0 && stride >= h * w,
+        stride.is_multiple_of(ALIGN) && stride >= h * w,
         "planes of {h} × {w} are {stride} apart, which is too close or not whole cache lines"
     );
     assert!(

@@ -95,7 +95,7 @@ impl Strip {
                 match vectors {
                     // Only what occurs is compiled.
                     // SAFETY: the caller's promise.
-                    $($v if $v <= const { widest::<L>(H) } && ($alone <= (H == PANEL)) => unsafe {
+                    $($v if $v < const { widest::<L>(H) + 1 } => unsafe {
                         self.tile::<L, H, $v, $alone>(l)
                     },)*
                     _ => unreachable!("strips are at most as wide as registers allow"),
@@ -104,7 +104,8 @@ impl Strip {
         }
         match self.alone {
             false => choose!(false: 1 2 3 4 5 6 7 8),
-            true => choose!(true: 0 1 2 3),
+            true if H == PANEL => choose!(true: 0 1 2 3),
+            true => unreachable!("a pixel is alone only for eight outputs"),
         }
     }
 
@@ -152,10 +153,9 @@ impl Strip {
             rest @ ..,
         ] = sums;
         for sums in rest.iter().take(chains - 1) {
-            for h in 0..H {
-                for v in 0..V {
-                    pixels[h][v] = l.add(pixels[h][v], sums.pixels[h][v]);
-                }
+            let more = sums.pixels.as_flattened();
+            for (sum, more) in pixels.as_flattened_mut().iter_mut().zip(more) {
+                *sum = l.add(*sum, *more);
             }
             alone = l.add(alone, sums.alone);
         }
