@@ -19,6 +19,7 @@ mod product;
 mod shared;
 #[cfg(test)]
 mod testing;
+pub mod sparse;
 mod window;
 
 pub use activation::Activation;
