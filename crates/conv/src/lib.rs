@@ -7,9 +7,11 @@
 #![deny(missing_docs)]
 
 mod activation;
+mod int8;
 mod picture;
 mod window;
 
 pub use activation::Activation;
+pub use int8::{Int8Conv, Int8Error, Quant};
 pub use picture::{Picture, PictureMut, Shape};
 pub use window::{Window, WindowError};

@@ -1,0 +1,143 @@
+//! The kernels of each instruction set, and the choice among them: made once, at run time.
+
+use std::fmt;
+use std::ops::Range;
+
+use crate::Activation;
+
+use super::depthwise::{self, Line};
+use super::finish::{self, Finish, Rows};
+use super::gemm::{self, Products, Sums};
+use super::lanes::Portable;
+
+/// What a thread holds while it multiplies.
+#[cfg(target_arch = "x86_64")]
+pub(super) type Entered = Option<sedge_kernels::amx::Entered>;
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) type Entered = Option<()>;
+
+/// What a set of instructions does. All have the same results.
+pub(super) struct Set {
+    pub(super) name: &'static str,
+    /// Rows of inputs are read in runs of so many bytes: past the last input, weights are 0.
+    pub(super) run: usize,
+    /// Makes ready for products of so many rows.
+    pub(super) enter: fn(usize) -> Entered,
+    /// # Safety
+    /// As [`gemm::portable`].
+    pub(super) products: unsafe fn(&Products<'_>, &mut Sums),
+    /// # Safety
+    /// As [`depthwise::portable`].
+    pub(super) line: unsafe fn(&Line<'_>, Range<usize>, &mut Sums),
+    /// # Safety
+    /// As [`finish::bytes`].
+    pub(super) bytes: unsafe fn(&Rows<'_>, Finish, *mut u8, usize),
+    /// # Safety
+    /// As [`finish::reals`].
+    pub(super) reals: unsafe fn(&Rows<'_>, Activation, *mut f32, usize),
+}
+
+impl fmt::Debug for Set {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// For every machine.
+static PORTABLE: Set = Set {
+    name: "portable",
+    run: 4,
+    enter: |_| None,
+    products: gemm::portable,
+    line: depthwise::portable,
+    bytes: finish::bytes::<Portable>,
+    reals: finish::reals::<Portable>,
+};
+
+/// Every set that this machine has, the best last.
+pub(super) fn all() -> impl DoubleEndedIterator<Item = &'static Set> {
+    #[cfg(not(target_arch = "x86_64"))]
+    let sets = [Some(&PORTABLE)];
+    #[cfg(target_arch = "x86_64")]
+    let sets = [Some(&PORTABLE), x86::avx2(), x86::avx512(), x86::amx()];
+    sets.into_iter().flatten()
+}
+
+/// The best set of this machine.
+pub(super) fn best() -> &'static Set {
+    all().next_back().unwrap_or(&PORTABLE)
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::*;
+    use crate::int8::lanes::Avx512;
+
+    pub(super) fn avx2() -> Option<&'static Set> {
+        let there = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        there.then_some(&AVX2)
+    }
+
+    pub(super) fn avx512() -> Option<&'static Set> {
+        let there = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni")
+            && avx2().is_some();
+        there.then_some(&AVX512)
+    }
+
+    pub(super) fn amx() -> Option<&'static Set> {
+        (avx512().is_some() && sedge_kernels::amx::available()).then_some(&AMX)
+    }
+
+    /// The portable loops as vectors of 256 bits.
+    static AVX2: Set = Set {
+        name: "avx2",
+        run: 4,
+        enter: |_| None,
+        products: avx2_products,
+        line: avx2_line,
+        bytes: avx2_bytes,
+        reals: avx2_reals,
+    };
+
+    static AVX512: Set = Set {
+        name: "avx512",
+        run: 4,
+        enter: |_| None,
+        products: gemm::avx512::products,
+        line: avx512_line,
+        bytes: finish::avx512::bytes,
+        reals: avx512_reals,
+    };
+
+    static AMX: Set = Set {
+        name: "amx",
+        run: gemm::amx::COLUMNS,
+        enter: gemm::amx::enter,
+        products: gemm::amx::products,
+        ..AVX512
+    };
+
+    /// Functions of the portable loops, compiled for a set.
+    macro_rules! compiled {
+        ($($name:ident, $features:literal, $f:path, ($($arg:ident: $ty:ty),*);)*) => {$(
+            #[target_feature(enable = $features)]
+            unsafe fn $name($($arg: $ty),*) {
+                // SAFETY: the caller's promise is this function's.
+                unsafe { $f($($arg),*) }
+            }
+        )*};
+    }
+
+    compiled! {
+        avx2_products, "avx2,fma", gemm::portable, (p: &Products<'_>, sums: &mut Sums);
+        avx2_line, "avx2,fma", depthwise::portable, (line: &Line<'_>, columns: Range<usize>, sums: &mut Sums);
+        avx2_bytes, "avx2,fma", finish::bytes::<Portable>, (rows: &Rows<'_>, finish: Finish, out: *mut u8, stride: usize);
+        avx2_reals, "avx2,fma", finish::reals::<Portable>, (rows: &Rows<'_>, activation: Activation, out: *mut f32, stride: usize);
+        avx512_line, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma", depthwise::portable, (line: &Line<'_>, columns: Range<usize>, sums: &mut Sums);
+        avx512_reals, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma", finish::reals::<Avx512>, (rows: &Rows<'_>, activation: Activation, out: *mut f32, stride: usize);
+    }
+}
