@@ -17,8 +17,12 @@ mod gather;
 mod gemm;
 mod lanes;
 mod sets;
+#[cfg(target_arch = "x86_64")]
+mod vectors;
 
 use depthwise::Depthwise;
+#[cfg(target_arch = "x86_64")]
+use depthwise::quads::Quads;
 use finish::{Add, Finish, Rows, Scales};
 use gemm::{Gemm, Span, Sums};
 use sets::Set;
@@ -116,6 +120,30 @@ pub struct Int8Conv {
 enum Kernel {
     Gemm(Gemm),
     Depthwise(Depthwise),
+    /// One that finishes in registers, where nothing is added.
+    #[cfg(target_arch = "x86_64")]
+    Quads(Depthwise, Quads),
+}
+
+impl Kernel {
+    /// The kernel that finishes in registers, if the set has it for this.
+    #[cfg(target_arch = "x86_64")]
+    fn in_registers(self, set: &Set, finish: Finish, taken: &Scales) -> Kernel {
+        match self {
+            Kernel::Depthwise(depthwise) if set.quads => {
+                match Quads::new(&depthwise, finish, taken) {
+                    Some(quads) => Kernel::Quads(depthwise, quads),
+                    None => Kernel::Depthwise(depthwise),
+                }
+            }
+            kernel => kernel,
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn in_registers(self, _: &Set, _: Finish, _: &Scales) -> Kernel {
+        self
+    }
 }
 
 impl Int8Conv {
@@ -175,17 +203,20 @@ impl Int8Conv {
             let place = |f: &dyn Fn(usize) -> f32| match &kernel {
                 Kernel::Gemm(gemm) => gemm.place(f),
                 Kernel::Depthwise(depthwise) => depthwise.place(f),
+                #[cfg(target_arch = "x86_64")]
+                Kernel::Quads(depthwise, _) => depthwise.place(f),
             };
             Scales {
                 scale: place(&|o| scale(o) * step),
                 bias: place(&|o| bias(o) * step),
             }
         };
+        let (real, taken) = (place(1.0), place(step));
         Ok(Int8Conv {
             set,
-            real: place(1.0),
-            taken: place(step),
-            kernel,
+            kernel: kernel.in_registers(set, finish, &taken),
+            real,
+            taken,
             window: w.window,
             inputs,
             outputs,
@@ -235,6 +266,14 @@ impl Int8Conv {
     ) {
         let (shape, stride) = (y.shape(), y.stride());
         let out = Output::new(y.values());
+        #[cfg(target_arch = "x86_64")]
+        if let (Kernel::Quads(depthwise, quads), None) = (&self.kernel, add)
+            && quads.takes(shape)
+        {
+            assert_eq!(Ok(shape), self.output(x.shape()), "the result's shape");
+            quads.run(depthwise, x, shape, (&out, stride), team);
+            return;
+        }
         self.sums(x, shape, scratch, team, &|sums, span| {
             let rows = rows(&self.taken, add, self.step, sums, span);
             // SAFETY: the rows are on the picture, and each is one task's.
@@ -280,6 +319,8 @@ impl Int8Conv {
         assert_eq!(Ok(y), self.output(x.shape()), "the result's shape");
         match &self.kernel {
             Kernel::Gemm(gemm) => gemm.run(self.set, x, y, scratch, team, finish),
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Quads(depthwise, _) => depthwise.run(self.set, x, y, team, finish),
             Kernel::Depthwise(depthwise) => depthwise.run(self.set, x, y, team, finish),
         }
     }

@@ -10,6 +10,9 @@ use super::PANEL;
 use super::gemm::{BLOCK, Span, Sums, share};
 use super::sets::Set;
 
+#[cfg(target_arch = "x86_64")]
+pub(super) mod quads;
+
 /// One row of results of up to [`PANEL`] channels.
 pub(super) struct Line<'a> {
     depthwise: &'a Depthwise,
@@ -165,7 +168,13 @@ impl Depthwise {
     }
 
     /// Calls `f` with every line, as tasks of the team.
-    fn lines(&self, x: Picture<'_, u8>, y: Shape, team: &Team, f: &(dyn Fn(Line<'_>) + Sync)) {
+    pub(super) fn lines(
+        &self,
+        x: Picture<'_, u8>,
+        y: Shape,
+        team: &Team,
+        f: &(dyn Fn(Line<'_>) + Sync),
+    ) {
         let Shape { n, h, w, .. } = x.shape();
         let panels = self.channels.div_ceil(PANEL);
         let lines = y.n * y.h * panels;

@@ -29,6 +29,9 @@ pub(super) struct Set {
     /// # Safety
     /// As [`depthwise::portable`].
     pub(super) line: unsafe fn(&Line<'_>, Range<usize>, &mut Sums),
+    /// Whether it has the depthwise kernels that finish in registers.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) quads: bool,
     /// # Safety
     /// As [`finish::bytes`].
     pub(super) bytes: unsafe fn(&Rows<'_>, Finish, *mut u8, usize),
@@ -50,6 +53,8 @@ static PORTABLE: Set = Set {
     enter: |_| None,
     products: gemm::portable,
     line: depthwise::portable,
+    #[cfg(target_arch = "x86_64")]
+    quads: false,
     bytes: finish::bytes::<Portable>,
     reals: finish::reals::<Portable>,
 };
@@ -99,6 +104,7 @@ mod x86 {
         enter: |_| None,
         products: avx2_products,
         line: avx2_line,
+        quads: false,
         bytes: avx2_bytes,
         reals: avx2_reals,
     };
@@ -109,6 +115,7 @@ mod x86 {
         enter: |_| None,
         products: gemm::avx512::products,
         line: avx512_line,
+        quads: true,
         bytes: finish::avx512::bytes,
         reals: avx512_reals,
     };
