@@ -16,7 +16,11 @@ mod finish;
 mod gather;
 mod gemm;
 mod lanes;
+mod pixels;
+mod pool;
 mod sets;
+mod table;
+mod values;
 #[cfg(target_arch = "x86_64")]
 mod vectors;
 
@@ -26,6 +30,10 @@ use depthwise::quads::Quads;
 use finish::{Add, Finish, Rows, Scales};
 use gemm::{Gemm, Span, Sums};
 use sets::Set;
+
+pub use pool::{global_average, max_pool};
+pub use table::Table;
+pub use values::{Pair, dequantize, pair, quantize};
 
 /// Outputs that are finished together.
 const PANEL: usize = 64;

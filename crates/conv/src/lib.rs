@@ -7,7 +7,7 @@
 #![deny(missing_docs)]
 
 mod activation;
-mod int8;
+pub mod int8;
 mod picture;
 mod window;
 

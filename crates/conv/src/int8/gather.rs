@@ -35,28 +35,42 @@ impl<'a> Gather<'a> {
 
     /// Writes a group's rows of `columns` bytes; those past the last tap keep what they hold.
     pub(super) fn rows(&self, group: usize, pixels: Range<usize>, out: &mut [u8], columns: usize) {
+        let mut first = pixels.start;
+        let mut rest = out;
+        while first < pixels.end {
+            // As far as the row of results goes.
+            let last = pixels.end.min((first / self.y.w + 1) * self.y.w);
+            let (out, after) = rest.split_at_mut((last - first) * columns);
+            self.row(group, first, out, columns);
+            (first, rest) = (last, after);
+        }
+    }
+
+    /// The windows of results from `first` on, of one row.
+    fn row(&self, group: usize, first: usize, out: &mut [u8], columns: usize) {
         let Shape { h, w, c, .. } = self.x.shape();
         let [kh, kw] = self.window.kernel;
         let [sh, sw] = self.window.stride;
         let [dh, dw] = self.window.dilation;
         let [top, left, ..] = self.window.pads;
+        let run = kw * self.inputs;
         // Taps beside each other lie beside each other, so that they can be copied at once.
         let dense = dw == 1 && self.inputs == c && self.x.stride() == c;
-        for (pixel, out) in pixels.zip(out.chunks_exact_mut(columns)) {
-            let (row, column) = (pixel / self.y.w, pixel % self.y.w);
-            let (picture, row) = (row / self.y.h, row % self.y.h);
-            // Of the first tap, `top` and `left` further than it is.
-            let (row, column) = (row * sh, column * sw);
-            for ky in 0..kh {
-                let out = &mut out[ky * kw * self.inputs..][..kw * self.inputs];
-                let Some(row) = (row + ky * dh).checked_sub(top).filter(|row| *row < h) else {
+        let (row, first) = (first / self.y.w, first % self.y.w);
+        let (picture, row) = (row / self.y.h, row % self.y.h);
+        for ky in 0..kh {
+            let row = (row * sh + ky * dh).checked_sub(top).filter(|row| *row < h);
+            for (i, out) in out.chunks_exact_mut(columns).enumerate() {
+                let out = &mut out[ky * run..][..run];
+                let Some(row) = row else {
                     out.fill(self.zero);
                     continue;
                 };
                 let row = (picture * h + row) * w;
+                // Of the first tap, `left` further than it is.
+                let column = (first + i) * sw;
                 if dense && column >= left && column - left + kw <= w {
-                    let from = (row + column - left) * c;
-                    copy(out, &self.x.values()[from..]);
+                    copy(out, &self.x.values()[(row + column - left) * c..]);
                     continue;
                 }
                 for (kx, out) in out.chunks_exact_mut(self.inputs).enumerate() {

@@ -255,7 +255,10 @@ impl Gemm {
         let _entered = (set.enter)(rows);
         let columns = self.columns();
         let per_chunk = (self.chunk() / BLOCK).max(1);
-        let mut sums = Sums::new();
+        // One block's products are made while the one before it is finished.
+        let mut sums = [Sums::new(), Sums::new()];
+        let mut made: Option<Span> = None;
+        let mut turn = 0;
         let gather = Gather::new(self.window, x, y, self.inputs, self.zero);
         for chunk in (0..blocks).step_by(per_chunk) {
             let chunk = chunk..blocks.min(chunk + per_chunk);
@@ -299,19 +302,23 @@ impl Gemm {
                         start,
                     };
                     // SAFETY: the rows are there, by the assertion, and tiles have been entered.
-                    unsafe { (set.products)(&products, &mut sums) };
-                    finish(
-                        &sums,
-                        Span {
-                            panel,
-                            pixel,
-                            rows,
-                            output,
-                            outputs,
-                        },
-                    );
+                    unsafe { (set.products)(&products, &mut sums[turn]) };
+                    let span = Span {
+                        panel,
+                        pixel,
+                        rows,
+                        output,
+                        outputs,
+                    };
+                    if let Some(before) = made.replace(span) {
+                        finish(&sums[1 - turn], before);
+                    }
+                    turn = 1 - turn;
                 }
             }
+        }
+        if let Some(last) = made {
+            finish(&sums[1 - turn], last);
         }
     }
 }

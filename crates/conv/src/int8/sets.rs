@@ -5,10 +5,12 @@ use std::ops::Range;
 
 use crate::Activation;
 
+use super::Quant;
 use super::depthwise::{self, Line};
 use super::finish::{self, Finish, Rows};
 use super::gemm::{self, Products, Sums};
 use super::lanes::Portable;
+use super::values::{self, Pair};
 
 /// What a thread holds while it multiplies.
 #[cfg(target_arch = "x86_64")]
@@ -38,6 +40,11 @@ pub(super) struct Set {
     /// # Safety
     /// As [`finish::reals`].
     pub(super) reals: unsafe fn(&Rows<'_>, Activation, *mut f32, usize),
+    /// # Safety
+    /// The machine has the set; so of the two below.
+    pub(super) quantize: unsafe fn(&[f32], Quant, &mut [u8]),
+    pub(super) dequantize: unsafe fn(&[u8], Quant, &mut [f32]),
+    pub(super) pair: unsafe fn(Pair, [&[u8]; 2], [Quant; 3], &mut [u8]),
 }
 
 impl fmt::Debug for Set {
@@ -57,6 +64,9 @@ static PORTABLE: Set = Set {
     quads: false,
     bytes: finish::bytes::<Portable>,
     reals: finish::reals::<Portable>,
+    quantize: values::quantize_row::<Portable>,
+    dequantize: values::dequantize_row::<Portable>,
+    pair: values::pair_row::<Portable>,
 };
 
 /// Every set that this machine has, the best last.
@@ -107,6 +117,9 @@ mod x86 {
         quads: false,
         bytes: avx2_bytes,
         reals: avx2_reals,
+        quantize: avx2_quantize,
+        dequantize: avx2_dequantize,
+        pair: avx2_pair,
     };
 
     static AVX512: Set = Set {
@@ -118,6 +131,9 @@ mod x86 {
         quads: true,
         bytes: finish::avx512::bytes,
         reals: avx512_reals,
+        quantize: avx512_quantize,
+        dequantize: avx512_dequantize,
+        pair: avx512_pair,
     };
 
     static AMX: Set = Set {
@@ -146,5 +162,11 @@ mod x86 {
         avx2_reals, "avx2,fma", finish::reals::<Portable>, (rows: &Rows<'_>, activation: Activation, out: *mut f32, stride: usize);
         avx512_line, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma", depthwise::portable, (line: &Line<'_>, columns: Range<usize>, sums: &mut Sums);
         avx512_reals, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma", finish::reals::<Avx512>, (rows: &Rows<'_>, activation: Activation, out: *mut f32, stride: usize);
+        avx2_quantize, "avx2,fma", values::quantize_row::<Portable>, (x: &[f32], quant: Quant, out: &mut [u8]);
+        avx2_dequantize, "avx2,fma", values::dequantize_row::<Portable>, (x: &[u8], quant: Quant, out: &mut [f32]);
+        avx2_pair, "avx2,fma", values::pair_row::<Portable>, (pair: Pair, rows: [&[u8]; 2], quants: [Quant; 3], out: &mut [u8]);
+        avx512_quantize, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma", values::quantize_row::<Avx512>, (x: &[f32], quant: Quant, out: &mut [u8]);
+        avx512_dequantize, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma", values::dequantize_row::<Avx512>, (x: &[u8], quant: Quant, out: &mut [f32]);
+        avx512_pair, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma", values::pair_row::<Avx512>, (pair: Pair, rows: [&[u8]; 2], quants: [Quant; 3], out: &mut [u8]);
     }
 }

@@ -252,10 +252,117 @@ fn cases() -> impl Strategy<Value = Case> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 96,
+        failure_persistence: None,
+        rng_seed: proptest::test_runner::RngSeed::Fixed(8),
+        ..ProptestConfig::default() })]
 
     #[test]
     fn all_sets_have_the_bytes_of_the_definition(case in cases()) {
         case.check();
+    }
+}
+
+#[test]
+fn bytes_and_numbers_are_each_others() {
+    let team = Team::new(2);
+    for set in sets::all() {
+        for c in [1, 15, 16, 37] {
+            let bytes: Vec<u8> = Numbers(5).bytes(c);
+            let mut reals = vec![0.0; c];
+            let mut again = vec![0; c];
+            // SAFETY: the set is this machine's.
+            unsafe {
+                (set.dequantize)(&bytes, INPUT, &mut reals);
+                (set.quantize)(&reals, INPUT, &mut again);
+            }
+            for (q, real) in bytes.iter().zip(&reals) {
+                assert_eq!(*real, INPUT.real(*q));
+            }
+            assert_eq!(again, bytes, "{}", set.name);
+        }
+    }
+    let shape = Shape {
+        n: 1,
+        h: 2,
+        w: 2,
+        c: 3,
+    };
+    let x: Vec<f32> = (0..12).map(|i| i as f32 / 3.0 - 2.0).collect();
+    let (mut y, mut back) = (vec![0; 12], vec![0.0; 12]);
+    quantize(
+        Picture::new(&x, shape),
+        INPUT,
+        &mut PictureMut::new(&mut y, shape),
+        &team,
+    );
+    dequantize(
+        Picture::new(&y, shape),
+        INPUT,
+        &mut PictureMut::new(&mut back, shape),
+        &team,
+    );
+    for ((x, y), back) in x.iter().zip(y).zip(back) {
+        assert_eq!((y, back), (INPUT.of(*x), INPUT.real(y)));
+    }
+}
+
+#[test]
+fn pairs_are_those_of_the_real_numbers() {
+    let team = Team::new(2);
+    let shape = Shape {
+        n: 2,
+        h: 2,
+        w: 3,
+        c: 37,
+    };
+    let one = Shape {
+        h: 1,
+        w: 1,
+        ..shape
+    };
+    let a = Numbers(1).bytes(shape.values());
+    let out = Quant {
+        scale: 0.07,
+        zero: 120,
+    };
+    for (b_shape, of) in [
+        (shape, Pair::Add),
+        (shape, Pair::Mul),
+        (one, Pair::Mul),
+        (one, Pair::Add),
+    ] {
+        let b = Numbers(2).bytes(b_shape.values());
+        let mut y = vec![0; a.len()];
+        pair(
+            of,
+            (Picture::new(&a, shape), INPUT),
+            (Picture::new(&b, b_shape), BESIDE),
+            (&mut PictureMut::new(&mut y, shape), out),
+            &team,
+        );
+        for (i, y) in y.iter().enumerate() {
+            let j = match b_shape == shape {
+                true => i,
+                false => i / (6 * shape.c) * shape.c + i % shape.c,
+            };
+            let (a, b) = (INPUT.real(a[i]), BESIDE.real(b[j]));
+            let want = if of == Pair::Add { a + b } else { a * b };
+            let limited = want.clamp(out.real(0), out.real(255));
+            assert!((out.real(*y) - limited).abs() < 0.501 * out.scale);
+        }
+        for set in sets::all() {
+            let mut again = vec![0; shape.c];
+            // SAFETY: the set is this machine's.
+            unsafe {
+                (set.pair)(
+                    of,
+                    [&a[..shape.c], &b[..shape.c]],
+                    [INPUT, BESIDE, out],
+                    &mut again,
+                )
+            };
+            assert_eq!(again, y[..shape.c], "{}", set.name);
+        }
     }
 }
