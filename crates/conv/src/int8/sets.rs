@@ -18,6 +18,8 @@ pub(super) type Entered = Option<sedge_kernels::amx::Entered>;
 #[cfg(not(target_arch = "x86_64"))]
 pub(super) type Entered = Option<()>;
 
+type PairRow = unsafe fn(Pair, [&[u8]; 2], [Quant; 3], &mut [u8]);
+
 /// What a set of instructions does. All have the same results.
 pub(super) struct Set {
     pub(super) name: &'static str,
@@ -44,7 +46,7 @@ pub(super) struct Set {
     /// The machine has the set; so of the two below.
     pub(super) quantize: unsafe fn(&[f32], Quant, &mut [u8]),
     pub(super) dequantize: unsafe fn(&[u8], Quant, &mut [f32]),
-    pub(super) pair: unsafe fn(Pair, [&[u8]; 2], [Quant; 3], &mut [u8]),
+    pub(super) pair: PairRow,
 }
 
 impl fmt::Debug for Set {
