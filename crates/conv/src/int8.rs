@@ -196,6 +196,7 @@ impl Int8Conv {
     ) -> Result<Int8Conv, Int8Error> {
         w.check(input, output)?;
         let [outputs, inputs, groups] = w.shape;
+        let set = set.for_products(inputs / groups * w.window.taps());
         let scale = |o: usize| input.scale * w.scales[o];
         let bias = |o: usize| w.bias.map_or(0.0, |bias| bias[o]);
         let finish = Finish::new(activation, output);

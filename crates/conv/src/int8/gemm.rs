@@ -255,10 +255,7 @@ impl Gemm {
         let _entered = (set.enter)(rows);
         let columns = self.columns();
         let per_chunk = (self.chunk() / BLOCK).max(1);
-        // One block's products are made while the one before it is finished.
-        let mut sums = [Sums::new(), Sums::new()];
-        let mut made: Option<Span> = None;
-        let mut turn = 0;
+        let mut sums = Sums::new();
         let gather = Gather::new(self.window, x, y, self.inputs, self.zero);
         for chunk in (0..blocks).step_by(per_chunk) {
             let chunk = chunk..blocks.min(chunk + per_chunk);
@@ -302,7 +299,7 @@ impl Gemm {
                         start,
                     };
                     // SAFETY: the rows are there, by the assertion, and tiles have been entered.
-                    unsafe { (set.products)(&products, &mut sums[turn]) };
+                    unsafe { (set.products)(&products, &mut sums) };
                     let span = Span {
                         panel,
                         pixel,
@@ -310,15 +307,9 @@ impl Gemm {
                         output,
                         outputs,
                     };
-                    if let Some(before) = made.replace(span) {
-                        finish(&sums[1 - turn], before);
-                    }
-                    turn = 1 - turn;
+                    finish(&sums, span);
                 }
             }
-        }
-        if let Some(last) = made {
-            finish(&sums[1 - turn], last);
         }
     }
 }

@@ -25,6 +25,8 @@ pub(super) struct Set {
     pub(super) name: &'static str,
     /// Rows of inputs are read in runs of so many bytes: past the last input, weights are 0.
     pub(super) run: usize,
+    /// What multiplies sums of few products faster, and up to how many.
+    pub(super) few: Option<(usize, &'static Set)>,
     /// Makes ready for products of so many rows.
     pub(super) enter: fn(usize) -> Entered,
     /// # Safety
@@ -49,6 +51,16 @@ pub(super) struct Set {
     pub(super) pair: PairRow,
 }
 
+impl Set {
+    /// The set for sums of so many products.
+    pub(super) fn for_products(&'static self, products: usize) -> &'static Set {
+        match self.few {
+            Some((most, few)) if products <= most => few,
+            _ => self,
+        }
+    }
+}
+
 impl fmt::Debug for Set {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name)
@@ -59,6 +71,7 @@ impl fmt::Debug for Set {
 static PORTABLE: Set = Set {
     name: "portable",
     run: 4,
+    few: None,
     enter: |_| None,
     products: gemm::portable,
     line: depthwise::portable,
@@ -113,6 +126,7 @@ mod x86 {
     static AVX2: Set = Set {
         name: "avx2",
         run: 4,
+        few: None,
         enter: |_| None,
         products: avx2_products,
         line: avx2_line,
@@ -127,6 +141,7 @@ mod x86 {
     static AVX512: Set = Set {
         name: "avx512",
         run: 4,
+        few: None,
         enter: |_| None,
         products: gemm::avx512::products,
         line: avx512_line,
@@ -141,6 +156,8 @@ mod x86 {
     static AMX: Set = Set {
         name: "amx",
         run: gemm::amx::COLUMNS,
+        // As measured: tiles are the faster from some 64 inputs on, whatever the pixels.
+        few: Some((48, &AVX512)),
         enter: gemm::amx::enter,
         products: gemm::amx::products,
         ..AVX512
