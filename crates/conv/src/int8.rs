@@ -274,6 +274,8 @@ impl Int8Conv {
         team: &Team,
     ) {
         let (shape, stride) = (y.shape(), y.stride());
+        let fits = add.is_none_or(|(add, _)| add.shape() == shape);
+        assert!(fits, "what is added has the result's shape");
         let out = Output::new(y.values());
         #[cfg(target_arch = "x86_64")]
         if let (Kernel::Quads(depthwise, quads), None) = (&self.kernel, add)
@@ -306,6 +308,8 @@ impl Int8Conv {
         team: &Team,
     ) {
         let (shape, stride) = (y.shape(), y.stride());
+        let fits = add.is_none_or(|(add, _)| add.shape() == shape);
+        assert!(fits, "what is added has the result's shape");
         let out = Output::new(y.values());
         self.sums(x, shape, scratch, team, &|sums, span| {
             let rows = rows(&self.real, add, 1.0, sums, span);
@@ -343,18 +347,11 @@ fn rows<'a>(
     sums: &'a Sums,
     span: Span,
 ) -> Rows<'a> {
-    let add = add.map(|(picture, quant)| {
-        let last = &picture.pixel(span.pixel + span.rows - 1)[span.output..];
-        assert!(
-            last.len() >= span.outputs,
-            "what is added has the result's shape"
-        );
-        Add {
-            values: &picture.pixel(span.pixel)[span.output],
-            stride: picture.stride(),
-            zero: f32::from(quant.zero),
-            scale: quant.scale * step,
-        }
+    let add = add.map(|(picture, quant)| Add {
+        values: &picture.pixel(span.pixel)[span.output],
+        stride: picture.stride(),
+        zero: f32::from(quant.zero),
+        scale: quant.scale * step,
     });
     Rows {
         sums,
