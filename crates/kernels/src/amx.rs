@@ -4,7 +4,7 @@ use std::arch::asm;
 use std::sync::OnceLock;
 
 /// Whether processor and system have 8-bit and bfloat16 tiles; asks the system for them once.
-pub(crate) fn available() -> bool {
+pub fn available() -> bool {
     static ALLOWED: OnceLock<bool> = OnceLock::new();
     *ALLOWED.get_or_init(|| present() && permitted())
 }
@@ -52,17 +52,23 @@ fn permitted() -> bool {
 /// Rows and bytes of a row of the tiles: 0 to 3 for sums of 64 bytes a row, 4 and 5 for left
 /// operands, 6 and 7 for right ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Shape {
-    pub(crate) sums: u8,
-    pub(crate) left: (u8, u16),
-    pub(crate) right: (u8, u16),
+pub struct Shape {
+    /// Rows of tiles 0 to 3.
+    pub sums: u8,
+    /// Rows and bytes of a row of tiles 4 and 5.
+    pub left: (u8, u16),
+    /// The same of tiles 6 and 7.
+    pub right: (u8, u16),
 }
 
 /// While it lives, this thread's tiles have a shape.
-pub(crate) struct Entered(());
+pub struct Entered(());
 
 /// Gives this thread's tiles a shape; they are 0 then.
-pub(crate) fn enter(shape: &Shape) -> Entered {
+///
+/// # Panics
+/// When there are no tiles, or a shape is larger than 16 rows of 64 bytes.
+pub fn enter(shape: &Shape) -> Entered {
     assert!(available());
     #[repr(C, align(64))]
     struct Config([u8; 64]);

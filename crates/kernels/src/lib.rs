@@ -10,7 +10,7 @@
 #![deny(missing_docs)]
 
 #[cfg(target_arch = "x86_64")]
-mod amx;
+pub mod amx;
 mod arena;
 mod attention;
 mod bidirectional;
