@@ -83,7 +83,11 @@ fn measure(layer: Layer, team: &Team) -> (f64, f64) {
         groups,
         window: Window::square(kernel, stride, kernel / 2),
     };
-    let some = |n: usize| (0..n).map(|i| (i % 17) as f32 * 0.1 - 0.8).collect::<Vec<_>>();
+    let some = |n: usize| {
+        (0..n)
+            .map(|i| (i % 17) as f32 * 0.1 - 0.8)
+            .collect::<Vec<_>>()
+    };
     let weights = some(outputs * inputs / groups * kernel * kernel);
     let conv = Conv::new(shape, &weights, Some(&some(outputs)), Activation::Relu)
         .expect("a layer of the table");

@@ -250,7 +250,12 @@ mod tests {
             Binary::Max,
             Binary::Min,
         ];
-        let shape = |c| Shape { n: 2, h: 3, w: 5, c };
+        let shape = |c| Shape {
+            n: 2,
+            h: 3,
+            w: 5,
+            c,
+        };
         for (round, op) in ops.into_iter().cycle().take(40).enumerate() {
             let c = 1 + random.below(40);
             let (xs, zs) = (c + round % 3, c + round % 2);
@@ -297,13 +302,24 @@ mod tests {
     fn activations_of_vectors_are_those_of_values() {
         let team = Team::new(2);
         let x: Vec<f32> = (-90..=90).map(|i| i as f32 * 0.11).collect();
-        let shape = Shape { n: 1, h: 1, w: x.len(), c: 1 };
+        let shape = Shape {
+            n: 1,
+            h: 1,
+            w: x.len(),
+            c: 1,
+        };
         for activation in [
             Activation::Identity,
             Activation::Relu,
-            Activation::Clip { low: -1.0, high: 2.0 },
+            Activation::Clip {
+                low: -1.0,
+                high: 2.0,
+            },
             Activation::LeakyRelu { slope: 0.1 },
-            Activation::HardSigmoid { alpha: 0.2, beta: 0.5 },
+            Activation::HardSigmoid {
+                alpha: 0.2,
+                beta: 0.5,
+            },
             Activation::HardSwish,
             Activation::Sigmoid,
             Activation::Silu,

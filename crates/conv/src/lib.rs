@@ -11,16 +11,15 @@ mod aligned;
 mod conv;
 mod depthwise;
 mod elementwise;
-mod lanes;
 pub mod int8;
+mod lanes;
 mod picture;
-mod quant;
 mod pool;
 mod product;
 mod shared;
+pub mod sparse;
 #[cfg(test)]
 mod testing;
-pub mod sparse;
 mod window;
 
 pub use activation::Activation;
@@ -28,6 +27,5 @@ pub use conv::{Conv, ConvError, ConvShape};
 pub use elementwise::{Binary, Operand, activate, activate_in_place, binary, binary_in_place};
 pub use int8::{Int8Conv, Int8Error, Quant};
 pub use picture::{Picture, PictureMut, Shape};
-pub use quant::Quant;
 pub use pool::{Pooling, global_average, pool};
 pub use window::{Window, WindowError};
