@@ -111,7 +111,7 @@ impl Kernel for Lines<'_> {
                         Pooling::Max => l.splat(f32::NEG_INFINITY),
                         Pooling::Average { .. } => l.splat(0.0),
                     };
-                    // SAFETY, of the whole: only taps inside the picture are read, which has its
+                    // SAFETY: only taps inside the picture are read, which has its
                     // channels, and y has the pixel.
                     unsafe {
                         for i in rows.clone() {
@@ -150,7 +150,11 @@ pub fn global_average(x: Picture, y: &mut PictureMut, team: &Team) {
 
 fn average(set: Set, x: Picture, y: &mut PictureMut, team: &Team) {
     let shape = x.shape();
-    let one = Shape { h: 1, w: 1, ..shape };
+    let one = Shape {
+        h: 1,
+        w: 1,
+        ..shape
+    };
     assert_eq!(y.shape(), one, "the result's shape differs");
     assert!(shape.h * shape.w > 0, "the mean of nothing");
     // Work is cut along channels, by whole cache lines.
@@ -190,7 +194,7 @@ impl Kernel for Mean<'_> {
             let part = l.first(self.channels.end - c);
             // Four sums: the next addition need not wait for the one before.
             let mut sums = [l.splat(0.0); 4];
-            // SAFETY, of the whole: pixels and channels are in the picture, channels in y.
+            // SAFETY: pixels and channels are in the picture, channels in y.
             unsafe {
                 let x = self.x.as_ptr().add(c);
                 for pixel in 0..self.pixels / 4 {
@@ -294,12 +298,22 @@ mod tests {
     fn a_global_average_is_one_of_a_window_as_large_as_the_picture() {
         let mut random = Random(2);
         for c in [1, 15, 16, 40, 129] {
-            let shape = Shape { n: 2, h: 5, w: 7, c };
+            let shape = Shape {
+                n: 2,
+                h: 5,
+                w: 7,
+                c,
+            };
             let x = random.values(shape.values());
             let x = Picture::new(&x, shape);
             let mut window = Window::square(5, 1, 0);
             window.kernel[1] = 7;
-            let out = Shape { n: 2, h: 1, w: 1, c };
+            let out = Shape {
+                n: 2,
+                h: 1,
+                w: 1,
+                c,
+            };
             let mut expected = vec![0.0; 2 * c];
             let mut to = PictureMut::new(&mut expected, out);
             plain(Pooling::Average { counted: [0; 4] }, window, x, &mut to);
