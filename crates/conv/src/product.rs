@@ -16,8 +16,11 @@ use crate::shared::{Shared, part, tasks};
 /// Vectors of outputs of one tile.
 const VECTORS: usize = 2;
 
-/// Values of x that are walked for one pair of strips before the next pair: a part of L2.
+/// Values of x and y that are walked for one pair of strips before the next pair: a part of L2.
 const BLOCK: usize = 128 << 10;
+
+/// Weights that stay in L1, or nearly: then pixels are finished before the next are begun.
+const FEW: usize = 16 << 10;
 
 /// Weights as tiles read them: strips of as many outputs as a vector has lanes,
 /// `[group][strip][tap][input][lane]`.
@@ -142,8 +145,12 @@ impl Panels {
         };
         let in_line = walk.pixels.div_ceil(rows);
         let tiles = walk.pictures * walk.lines * in_line;
-        let tile_values = (walk.pixels * walk.x.pixel).div_ceil(in_line.max(1)).max(1);
-        let block = (BLOCK / tile_values).clamp(1, tiles.max(1));
+        let pixel = walk.x.pixel + walk.y.pixel;
+        let block = match self.weights.values().len() <= FEW {
+            true => 4,
+            false => BLOCK / (walk.pixels * pixel).div_ceil(in_line.max(1)).max(1),
+        };
+        let block = block.clamp(1, tiles.max(1));
         // Channels and columns of taps that lie one after the other are one run.
         let joined = self.groups == 1 && walk.pitch[1] == self.inputs;
         let (columns, run) = match joined {
