@@ -58,6 +58,17 @@ impl Activation {
         }
     }
 
+    /// The bounds between which values are brought, if that is all.
+    #[inline(always)]
+    pub(crate) fn bounds(self) -> Option<(f32, f32)> {
+        match self {
+            Activation::Identity => Some((f32::NEG_INFINITY, f32::INFINITY)),
+            Activation::Relu => Some((0.0, f32::INFINITY)),
+            Activation::Clip { low, high } => Some((low, high)),
+            _ => None,
+        }
+    }
+
     /// The function of the values of a vector, to some units of the last place.
     #[inline(always)]
     pub(crate) fn on<L: Lanes>(self, l: L, x: L::V) -> L::V {

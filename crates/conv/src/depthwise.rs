@@ -7,7 +7,7 @@
 use sedge_kernels::Team;
 
 use crate::aligned::Aligned;
-use crate::lanes::{Kernel, Lanes, Set};
+use crate::lanes::{Kernel, Lanes, Set, unroll};
 use crate::shared::{Shared, part, tasks};
 use crate::{Activation, Picture, PictureMut, Window};
 
@@ -84,7 +84,7 @@ impl Depthwise {
                 let first = channels.start * self.set.lanes();
                 let last = (channels.end * self.set.lanes()).min(xs.c);
                 let pixel = line * ys.w;
-                self.set.run(Line {
+                let line = Line {
                     conv: self,
                     picture: &x.values()[line / ys.h * xs.h * xs.w * x.stride()..],
                     size: [xs.h, xs.w],
@@ -97,13 +97,15 @@ impl Depthwise {
                     y_stride,
                     add: add.map(|add| (&add.values()[pixel * add.stride()..], add.stride())),
                     activation,
-                });
+                };
+                line.run(self.set);
             }
         });
     }
 }
 
 /// One row of output pixels, some of the channels.
+#[derive(Clone, Copy)]
 struct Line<'a> {
     conv: &'a Depthwise,
     picture: &'a [f32],
@@ -133,47 +135,32 @@ pub(crate) fn inside(
     low..left.div_ceil(dilation).min(taps).max(low)
 }
 
-impl Kernel for Line<'_> {
-    #[inline(always)]
-    fn run<L: Lanes>(self, l: L) {
+impl Line<'_> {
+    fn run(self, set: Set) {
         let window = self.conv.window;
-        let along = (window.kernel, window.stride[1], window.dilation);
         if self.pixels >= PIXELS {
-            match along {
-                ([3, 3], 1, [_, 1]) => return self.passes::<L, 3, 1>(l),
-                ([3, 3], 2, [_, 1]) => return self.passes::<L, 3, 2>(l),
-                ([5, 5], 1, [_, 1]) => return self.passes::<L, 5, 1>(l),
-                ([5, 5], 2, [_, 1]) => return self.passes::<L, 5, 2>(l),
+            match (window.kernel, window.stride[1], window.dilation[1]) {
+                ([3, 3], 1, 1) => return self.passes::<3, 1>(set),
+                ([3, 3], 2, 1) => return self.passes::<3, 2>(set),
+                ([5, 5], 1, 1) => return self.passes::<5, 1>(set),
+                ([5, 5], 2, 1) => return self.passes::<5, 2>(set),
                 _ => {}
             }
         }
-        for pixel in 0..self.pixels {
-            self.one(l, pixel);
-        }
-    }
-}
-
-impl Line<'_> {
-    /// The first row of the picture that the windows reach, and their taps that are inside.
-    #[inline(always)]
-    fn rows(&self) -> (isize, std::ops::Range<usize>) {
-        let window = self.conv.window;
-        let start = (self.row * window.stride[0]) as isize - window.pads[0] as isize;
-        let taps = inside(start, window.kernel[0], window.dilation[0], self.size[0]);
-        (start, taps)
+        set.run(Single(self));
     }
 
     /// All pixels by windows of `K` columns `S` apart; the last pass overlaps the one before.
-    #[inline(always)]
-    fn passes<L: Lanes, const K: usize, const S: usize>(&self, l: L) {
+    fn passes<const K: usize, const S: usize>(self, set: Set) {
         let pad = self.conv.window.pads[1] as isize;
         let mut pixel = 0;
         loop {
             let from = (pixel * S) as isize - pad;
             let reach = ((PIXELS - 1) * S + K) as isize;
+            let line = self;
             match from >= 0 && from + reach <= self.size[1] as isize {
-                true => self.pass::<L, K, S, false>(l, pixel, from),
-                false => self.pass::<L, K, S, true>(l, pixel, from),
+                true => set.run(Pass::<K, S, false> { line, pixel, from }),
+                false => set.run(Pass::<K, S, true> { line, pixel, from }),
             }
             if pixel + PIXELS == self.pixels {
                 return;
@@ -182,105 +169,128 @@ impl Line<'_> {
         }
     }
 
-    /// `PIXELS` pixels, the first window beginning in column `from`; with `EDGE`, some columns
-    /// are beyond the picture.
+    /// The first row of the picture that the windows reach, and their taps that are inside.
     #[inline(always)]
-    fn pass<L: Lanes, const K: usize, const S: usize, const EDGE: bool>(
-        &self,
-        l: L,
-        pixel: usize,
-        from: isize,
-    ) {
-        let (start, taps) = self.rows();
-        let dilation = self.conv.window.dilation[0];
-        let padded = self.conv.padded;
-        let (x, stride) = (self.picture.as_ptr(), self.stride);
-        let mut c = self.channels[0];
-        // SAFETY, of the whole: rows and columns inside the picture are in its values, and so
+    fn rows(&self) -> (isize, std::ops::Range<usize>) {
+        let window = self.conv.window;
+        let start = (self.row * window.stride[0]) as isize - window.pads[0] as isize;
+        let taps = inside(start, window.kernel[0], window.dilation[0], self.size[0]);
+        (start, taps)
+    }
+}
+
+/// `PIXELS` pixels from `pixel` on, the first window beginning in column `from`; with `EDGE`, some
+/// columns are beyond the picture.
+struct Pass<'a, const K: usize, const S: usize, const EDGE: bool> {
+    line: Line<'a>,
+    pixel: usize,
+    from: isize,
+}
+
+impl<const K: usize, const S: usize, const EDGE: bool> Kernel for Pass<'_, K, S, EDGE> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, l: L) {
+        let (line, from) = (self.line, self.from);
+        let (start, taps) = line.rows();
+        let dilation = line.conv.window.dilation[0];
+        let padded = line.conv.padded;
+        let (stride, width) = (line.stride, line.size[1]);
+        let mut c = line.channels[0];
+        // SAFETY: rows and columns inside the picture are in its values, and so
         // are channels below the last; weights and bias have whole vectors; the output pixels
         // are this work's own.
         unsafe {
-            while c < self.channels[1] {
-                let part = l.first(self.channels[1] - c);
-                let mut sums = [l.load(self.conv.bias.values().as_ptr().add(c)); PIXELS];
+            while c < line.channels[1] {
+                let part = l.first(line.channels[1] - c);
+                let mut sums = [l.load(line.conv.bias.values().as_ptr().add(c)); PIXELS];
                 for tap in taps.clone() {
-                    let row = (start + (tap * dilation) as isize) as usize * self.size[1];
-                    let row = x.wrapping_offset((row as isize + from) * stride as isize);
-                    let row = row.wrapping_add(c);
-                    let weights = self.conv.weights.values().as_ptr();
+                    let row = start + (tap * dilation) as isize;
+                    let at = (row * width as isize + from) * stride as isize;
+                    let x = line.picture.as_ptr().wrapping_offset(at).wrapping_add(c);
+                    let weights = line.conv.weights.values().as_ptr();
                     let weights = weights.add(tap * K * padded + c);
                     let mut w = [l.splat(0.0); K];
-                    for (k, w) in w.iter_mut().enumerate() {
-                        *w = l.load(weights.add(k * padded));
-                    }
-                    for column in 0..(PIXELS - 1) * S + K {
-                        let mut at = row.wrapping_add(column * stride);
-                        if EDGE && (from + column as isize) as usize >= self.size[1] {
+                    unroll!(k < K => { w[k] = l.load(weights.add(k * padded)); });
+                    unroll!(column < (PIXELS - 1) * S + K => {
+                        let mut at = x.wrapping_add(column * stride);
+                        if EDGE && (from + column as isize) as usize >= width {
                             at = ZEROS.as_ptr();
                         }
                         let x = l.load_part(at, part);
-                        for (k, &w) in w.iter().enumerate() {
-                            if column >= k && (column - k) % S == 0 && (column - k) / S < PIXELS {
-                                let sum = &mut sums[(column - k) / S];
-                                *sum = l.fma(x, w, *sum);
+                        // The windows that the column is in.
+                        unroll!(i < PIXELS => {
+                            if column >= i * S && column < i * S + K {
+                                sums[i] = l.fma(x, w[column - i * S], sums[i]);
                             }
+                        });
+                    });
+                }
+                if let Some((add, stride)) = line.add {
+                    let add = add.as_ptr().add(self.pixel * stride + c);
+                    unroll!(i < PIXELS => {
+                        sums[i] = l.add(sums[i], l.load_part(add.add(i * stride), part));
+                    });
+                }
+                let y = line.y.add(self.pixel * line.y_stride + c);
+                if let Some((low, high)) = line.activation.bounds() {
+                    let (low, high) = (l.splat(low), l.splat(high));
+                    unroll!(i < PIXELS => {
+                        l.store_part(l.clamp(sums[i], low, high), y.add(i * line.y_stride), part);
+                    });
+                } else {
+                    // Long functions are not written out for each vector: the sums go to memory.
+                    let kept = sums;
+                    let mut i = 0;
+                    while i < std::hint::black_box(PIXELS) {
+                        let y = y.add(i * line.y_stride);
+                        l.store_part(line.activation.on(l, kept[i]), y, part);
+                        i += 1;
+                    }
+                }
+                c += L::N;
+            }
+        }
+    }
+}
+
+/// All pixels of a line one by one, of any window.
+struct Single<'a>(Line<'a>);
+
+impl Kernel for Single<'_> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, l: L) {
+        let line = self.0;
+        let window = line.conv.window;
+        let (start, rows) = line.rows();
+        for pixel in 0..line.pixels {
+            let from = (pixel * window.stride[1]) as isize - window.pads[1] as isize;
+            let columns = inside(from, window.kernel[1], window.dilation[1], line.size[1]);
+            let mut c = line.channels[0];
+            // SAFETY: as in `Pass`; only taps inside the picture are walked.
+            unsafe {
+                while c < line.channels[1] {
+                    let part = l.first(line.channels[1] - c);
+                    let mut sum = l.load(line.conv.bias.values().as_ptr().add(c));
+                    for i in rows.clone() {
+                        let row = (start + (i * window.dilation[0]) as isize) as usize;
+                        for j in columns.clone() {
+                            let column = (from + (j * window.dilation[1]) as isize) as usize;
+                            let x = (row * line.size[1] + column) * line.stride + c;
+                            let w = (i * window.kernel[1] + j) * line.conv.padded + c;
+                            let x = l.load_part(line.picture.as_ptr().add(x), part);
+                            let w = l.load(line.conv.weights.values().as_ptr().add(w));
+                            sum = l.fma(x, w, sum);
                         }
                     }
-                }
-                for (i, &sum) in sums.iter().enumerate() {
-                    self.finish(l, sum, pixel + i, c, part);
-                }
-                c += L::N;
-            }
-        }
-    }
-
-    /// One pixel of any window.
-    #[inline(always)]
-    fn one<L: Lanes>(&self, l: L, pixel: usize) {
-        let window = self.conv.window;
-        let (start, rows) = self.rows();
-        let from = (pixel * window.stride[1]) as isize - window.pads[1] as isize;
-        let columns = inside(from, window.kernel[1], window.dilation[1], self.size[1]);
-        let mut c = self.channels[0];
-        // SAFETY, of the whole: as in `pass`; only taps inside the picture are walked.
-        unsafe {
-            while c < self.channels[1] {
-                let part = l.first(self.channels[1] - c);
-                let mut sum = l.load(self.conv.bias.values().as_ptr().add(c));
-                for i in rows.clone() {
-                    let row = (start + (i * window.dilation[0]) as isize) as usize;
-                    for j in columns.clone() {
-                        let column = (from + (j * window.dilation[1]) as isize) as usize;
-                        let x = (row * self.size[1] + column) * self.stride + c;
-                        let w = (i * window.kernel[1] + j) * self.conv.padded + c;
-                        let x = l.load_part(self.picture.as_ptr().add(x), part);
-                        sum = l.fma(x, l.load(self.conv.weights.values().as_ptr().add(w)), sum);
+                    if let Some((add, stride)) = line.add {
+                        let add = add.as_ptr().add(pixel * stride + c);
+                        sum = l.add(sum, l.load_part(add, part));
                     }
+                    let y = line.y.add(pixel * line.y_stride + c);
+                    l.store_part(line.activation.on(l, sum), y, part);
+                    c += L::N;
                 }
-                self.finish(l, sum, pixel, c, part);
-                c += L::N;
             }
-        }
-    }
-
-    /// Stores a vector of sums.
-    ///
-    /// # Safety
-    /// The pixel is in the row, and has the channels of `part` from `c` on.
-    #[inline(always)]
-    unsafe fn finish<L: Lanes>(&self, l: L, sum: L::V, pixel: usize, c: usize, part: L::M) {
-        // SAFETY: the caller's promise; `add` has the shape of y.
-        unsafe {
-            let sum = match self.add {
-                Some((add, stride)) => {
-                    let add = add.as_ptr().add(pixel * stride + c);
-                    l.add(sum, l.load_part(add, part))
-                }
-                None => sum,
-            };
-            let y = self.y.add(pixel * self.y_stride + c);
-            l.store_part(self.activation.on(l, sum), y, part);
         }
     }
 }

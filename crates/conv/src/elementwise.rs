@@ -82,12 +82,7 @@ pub fn activate(x: Picture, activation: Activation, y: &mut PictureMut, team: &T
 
 /// `x = activation(x)`.
 pub fn activate_in_place(x: &mut PictureMut, activation: Activation, team: &Team) {
-    let from = Source {
-        values: x.values().as_ptr(),
-        stride: x.stride(),
-    };
-    let (op, none) = (Binary::Add, Operand::Value(0.0));
-    combine(Set::best(), op, from, none, activation, x, team);
+    binary_in_place(Binary::Add, x, Operand::Value(0.0), activation, team);
 }
 
 /// `y = activation(a op b)`, as for example of channels that are scaled.
@@ -103,11 +98,7 @@ pub fn binary(
     team: &Team,
 ) {
     assert_eq!(a.shape(), y.shape(), "operand and result differ in shape");
-    let from = Source {
-        values: a.values().as_ptr(),
-        stride: a.stride(),
-    };
-    combine(Set::best(), op, from, b, activation, y, team);
+    combine(Set::best(), op, Some(a), b, activation, y, team);
 }
 
 /// `x = activation(x op b)`.
@@ -121,11 +112,7 @@ pub fn binary_in_place(
     activation: Activation,
     team: &Team,
 ) {
-    let from = Source {
-        values: x.values().as_ptr(),
-        stride: x.stride(),
-    };
-    combine(Set::best(), op, from, b, activation, x, team);
+    combine(Set::best(), op, None, b, activation, x, team);
 }
 
 /// Pixels of a picture that may be the one that is written.
@@ -138,10 +125,11 @@ struct Source {
 // SAFETY: each task reads the pixels that it alone may write.
 unsafe impl Sync for Source {}
 
+/// Without `a`, it is `y` itself.
 fn combine(
     set: Set,
     op: Binary,
-    a: Source,
+    a: Option<Picture>,
     b: Operand,
     activation: Activation,
     y: &mut PictureMut,
@@ -159,6 +147,17 @@ fn combine(
     let tasks = tasks(pixels, team.threads());
     let stride = y.stride();
     let to = Shared::new(y.values());
+    let a = match a {
+        Some(a) => Source {
+            values: a.values().as_ptr(),
+            stride: a.stride(),
+        },
+        None => Source {
+            // SAFETY: the beginning is inside.
+            values: unsafe { to.at(0) },
+            stride,
+        },
+    };
     team.run(tasks, &|task| {
         let a = &a;
         set.run(Pixels {
@@ -277,11 +276,7 @@ mod tests {
                 let ys = c + round % 4;
                 let mut y = vec![0.0; 30 * ys];
                 let mut y = PictureMut::strided(&mut y, shape(c), ys);
-                let from = Source {
-                    values: x.values().as_ptr(),
-                    stride: xs,
-                };
-                combine(set, op, from, b, activation, &mut y, &team);
+                combine(set, op, Some(x), b, activation, &mut y, &team);
                 for i in 0..30 {
                     for (channel, (&a, &y)) in x.pixel(i).iter().zip(&*y.pixel(i)).enumerate() {
                         let b = match b {

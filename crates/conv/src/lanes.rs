@@ -18,6 +18,21 @@ use avx2::Avx2;
 use avx512::Avx512;
 use portable::Portable;
 
+/// Writes `$body` out for each number below `$n`, 17 at most. Vectors of an array stay in registers
+/// only while constants number them, and the compiler unrolls only small loops by itself.
+macro_rules! unroll {
+    ($i:ident < $n:expr => $body:block) => {
+        unroll!(@each $i, $n, $body; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16)
+    };
+    (@each $i:ident, $n:expr, $body:block; $($number:literal)*) => {
+        $(if $number < $n {
+            let $i: usize = const { $number };
+            $body
+        })*
+    };
+}
+pub(crate) use unroll;
+
 /// An instruction set; a value other than `Portable` is only made where the machine has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Set {

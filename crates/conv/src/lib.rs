@@ -14,12 +14,16 @@ mod elementwise;
 pub mod int8;
 mod lanes;
 mod picture;
+mod planes;
 mod pool;
 mod product;
+mod resize;
 mod shared;
+mod softmax;
 pub mod sparse;
 #[cfg(test)]
 mod testing;
+mod transpose;
 mod window;
 
 pub use activation::Activation;
@@ -27,5 +31,9 @@ pub use conv::{Conv, ConvError, ConvShape};
 pub use elementwise::{Binary, Operand, activate, activate_in_place, binary, binary_in_place};
 pub use int8::{Int8Conv, Int8Error, Quant};
 pub use picture::{Picture, PictureMut, Shape};
+pub use planes::{from_bytes, from_planes, to_planes};
 pub use pool::{Pooling, global_average, pool};
+pub use resize::{Mix, resize};
+pub use softmax::softmax;
+pub use transpose::ConvTranspose;
 pub use window::{Window, WindowError};

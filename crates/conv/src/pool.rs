@@ -111,7 +111,7 @@ impl Kernel for Lines<'_> {
                         Pooling::Max => l.splat(f32::NEG_INFINITY),
                         Pooling::Average { .. } => l.splat(0.0),
                     };
-                    // SAFETY, of the whole: only taps inside the picture are read, which has its
+                    // SAFETY: only taps inside the picture are read, which has its
                     // channels, and y has the pixel.
                     unsafe {
                         for i in rows.clone() {
@@ -194,7 +194,7 @@ impl Kernel for Mean<'_> {
             let part = l.first(self.channels.end - c);
             // Four sums: the next addition need not wait for the one before.
             let mut sums = [l.splat(0.0); 4];
-            // SAFETY, of the whole: pixels and channels are in the picture, channels in y.
+            // SAFETY: pixels and channels are in the picture, channels in y.
             unsafe {
                 let x = self.x.as_ptr().add(c);
                 for pixel in 0..self.pixels / 4 {

@@ -10,14 +10,17 @@ use sedge_kernels::Team;
 
 use crate::Activation;
 use crate::aligned::Aligned;
-use crate::lanes::{Kernel, Lanes, Set};
+use crate::lanes::{Kernel, Lanes, Set, unroll};
 use crate::shared::{Shared, part, tasks};
 
 /// Vectors of outputs of one tile.
 const VECTORS: usize = 2;
 
-/// Values of x that are walked for one pair of strips before the next pair: a part of L2.
+/// Values of x and y that are walked for one pair of strips before the next pair: a part of L2.
 const BLOCK: usize = 128 << 10;
+
+/// Weights that stay in L1, or nearly: then pixels are finished before the next are begun.
+const FEW: usize = 16 << 10;
 
 /// Weights as tiles read them: strips of as many outputs as a vector has lanes,
 /// `[group][strip][tap][input][lane]`.
@@ -133,64 +136,128 @@ impl Panels {
         activation: Activation,
         team: &Team,
     ) {
-        let lanes = self.set.lanes();
-        let strips = self.outputs.div_ceil(lanes);
-        let strip = self.taps * self.inputs * lanes;
-        let pairs = strips.div_ceil(VECTORS);
+        let pairs = self.outputs.div_ceil(VECTORS * self.set.lanes());
         // Lines are cut into tiles that differ by one pixel at most.
-        let in_line = walk.pixels.div_ceil(self.set.rows());
+        // Where pixels are whole pages apart, they share the same few lines of L1.
+        let rows = match walk.x.pixel % 1024 {
+            0 => self.set.rows().min(8),
+            _ => self.set.rows(),
+        };
+        let in_line = walk.pixels.div_ceil(rows);
         let tiles = walk.pictures * walk.lines * in_line;
-        let tile_values = (walk.pixels * walk.x.pixel).div_ceil(in_line.max(1)).max(1);
-        let block = (BLOCK / tile_values).clamp(1, tiles.max(1));
+        let pixel = walk.x.pixel + walk.y.pixel;
+        let block = match self.weights.values().len() <= FEW {
+            true => 4,
+            false => BLOCK / (walk.pixels * pixel).div_ceil(in_line.max(1)).max(1),
+        };
+        let block = block.clamp(1, tiles.max(1));
         // Channels and columns of taps that lie one after the other are one run.
         let joined = self.groups == 1 && walk.pitch[1] == self.inputs;
         let (columns, run) = match joined {
             true => (1, walk.taps[1] * self.inputs),
             false => (walk.taps[1], self.inputs),
         };
+        let job = Job {
+            panels: self,
+            walk,
+            in_line,
+            pairs,
+            columns,
+            run,
+            x,
+            add,
+            y,
+            activation,
+        };
         // Blocks of tiles; in each all pairs of strips; for each of these the block's tiles.
         let all_pairs = self.groups * pairs;
         let units = tiles * all_pairs;
         let tasks = tasks(units, team.threads());
         team.run(tasks, &|task| {
-            for unit in part(task, tasks, units) {
-                let first = unit / (block * all_pairs) * block;
-                let (in_block, unit) = (block.min(tiles - first), unit - first * all_pairs);
-                let (pair, tile) = (unit / in_block, first + unit % in_block);
-                let (group, pair) = (pair / pairs, pair % pairs);
-                let (line, tile) = (tile / in_line, tile % in_line);
-                let (picture, line) = (line / walk.lines, line % walk.lines);
-                let pixels = part(tile, in_line, walk.pixels);
-                let place = |steps: Steps| steps.at(picture, line, pixels.start);
-                let output = pair * VECTORS * lanes;
-                let left = self.outputs - output;
-                let number = group * strips + pair * VECTORS;
-                // SAFETY: the caller's promise about the walk; strips are in the weights by how
-                // these were made.
-                unsafe {
-                    let tile = Work {
-                        weights: self.weights.values().as_ptr().add(number * strip),
-                        strip,
-                        bias: self.bias.values().as_ptr().add(number * lanes),
-                        x: x.as_ptr().add(place(walk.x) + group * self.inputs),
-                        x_step: walk.x.pixel,
-                        rows: walk.taps[0],
-                        columns,
-                        pitch: walk.pitch,
-                        run,
-                        y: y.at(place(walk.y) + group * self.outputs + output),
-                        y_step: walk.y.pixel,
-                        add: add.map(|add| {
-                            let at = place(add.steps) + group * self.outputs + output;
-                            (add.values.as_ptr().add(at), add.steps.pixel)
-                        }),
-                        outputs: left.min(VECTORS * lanes),
-                        activation,
-                    };
-                    tile.run(self.set, pixels.len());
+            let mut left = part(task, tasks, units);
+            let mut first = left.start / (block * all_pairs) * block;
+            let mut in_block = block.min(tiles - first);
+            let within = left.start - first * all_pairs;
+            let (mut pair, mut tile) = (within / in_block, within % in_block);
+            while left.next().is_some() {
+                // SAFETY: the caller's promise; each tile of each pair is in one task.
+                unsafe { job.tile(first + tile, pair) };
+                tile += 1;
+                if tile == in_block {
+                    (tile, pair) = (0, pair + 1);
+                }
+                if pair == all_pairs {
+                    (pair, first) = (0, first + in_block);
+                    in_block = block.min(tiles - first);
                 }
             }
         });
+    }
+}
+
+/// All tiles of one product.
+struct Job<'a> {
+    panels: &'a Panels,
+    walk: &'a Walk,
+    /// Tiles of a line.
+    in_line: usize,
+    /// Pairs of strips of a group.
+    pairs: usize,
+    /// Columns of taps, and values of x that lie together in each.
+    columns: usize,
+    run: usize,
+    x: &'a [f32],
+    add: Option<Added<'a>>,
+    y: Shared<f32>,
+    activation: Activation,
+}
+
+impl Job<'_> {
+    /// One tile of all, by one pair of strips of all.
+    ///
+    /// # Safety
+    /// As for [`Panels::run`].
+    unsafe fn tile(&self, tile: usize, pair: usize) {
+        let (panels, walk) = (self.panels, self.walk);
+        let lanes = panels.set.lanes();
+        let strip = panels.taps * panels.inputs * lanes;
+        let (group, pair) = match panels.groups {
+            1 => (0, pair),
+            _ => (pair / self.pairs, pair % self.pairs),
+        };
+        let (picture, line, tile) = match self.in_line {
+            all if tile < all => (0, 0, tile),
+            all => (tile / all / walk.lines, tile / all % walk.lines, tile % all),
+        };
+        let pixels = part(tile, self.in_line, walk.pixels);
+        let place = |steps: Steps| steps.at(picture, line, pixels.start);
+        let output = pair * VECTORS * lanes;
+        let number = group * panels.outputs.div_ceil(lanes) + pair * VECTORS;
+        let first = group * panels.outputs + output;
+        // SAFETY: the caller's promise about the walk; strips are in the weights by how these
+        // were made.
+        unsafe {
+            let work = Work {
+                weights: panels.weights.values().as_ptr().add(number * strip),
+                strip,
+                bias: panels.bias.values().as_ptr().add(number * lanes),
+                x: (self.x.as_ptr()).wrapping_add(place(walk.x) + group * panels.inputs),
+                x_step: walk.x.pixel,
+                rows: walk.taps[0],
+                columns: self.columns,
+                pitch: walk.pitch,
+                run: self.run,
+                y: self.y.at(place(walk.y) + first),
+                y_step: walk.y.pixel,
+                add: self.add.map(|add| {
+                    let at = place(add.steps) + first;
+                    (add.values.as_ptr().add(at), add.steps.pixel)
+                }),
+                outputs: (panels.outputs - output).min(VECTORS * lanes),
+                activation: self.activation,
+            };
+            work.run(panels.set, pixels.len());
+        }
     }
 }
 
@@ -262,7 +329,7 @@ impl<const R: usize, const V: usize> Kernel for Tile<R, V> {
             outputs,
             activation,
         } = self.0;
-        // SAFETY, of the whole: who made the work promised that all of it is there.
+        // SAFETY: who made the work promised that all of it is there.
         unsafe {
             let mut sums = [[l.splat(0.0); V]; R];
             for sums in &mut sums {
@@ -275,7 +342,7 @@ impl<const R: usize, const V: usize> Kernel for Tile<R, V> {
                 for column in 0..columns {
                     // Three pixels from each pointer, which one register of the step reaches:
                     // a pointer for each would be too many.
-                    let mut from = [x.add(row * pitch[0] + column * pitch[1]); 5];
+                    let mut from = [x.wrapping_add(row * pitch[0] + column * pitch[1]); 5];
                     for (i, from) in from.iter_mut().enumerate() {
                         *from = from.wrapping_add(3 * i * x_step);
                     }
@@ -284,12 +351,12 @@ impl<const R: usize, const V: usize> Kernel for Tile<R, V> {
                         for (v, w) in w.iter_mut().enumerate() {
                             *w = l.load(weights.add(v * strip));
                         }
-                        for (r, sums) in sums.iter_mut().enumerate() {
+                        unroll!(r < R => {
                             let x = l.splat(*from[r / 3].wrapping_add(r % 3 * x_step));
-                            for (sum, &w) in sums.iter_mut().zip(&w) {
-                                *sum = l.fma(x, w, *sum);
+                            for v in 0..V {
+                                sums[r][v] = l.fma(x, w[v], sums[r][v]);
                             }
-                        }
+                        });
                         weights = weights.add(L::N);
                         for from in &mut from {
                             *from = from.wrapping_add(1);
@@ -300,34 +367,28 @@ impl<const R: usize, const V: usize> Kernel for Tile<R, V> {
             let mut parts = [l.first(L::N); V];
             parts[V - 1] = l.first(outputs - (V - 1) * L::N);
             if let Some((add, add_step)) = add {
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    for (v, sum) in sums.iter_mut().enumerate() {
+                unroll!(r < R => {
+                    for v in 0..V {
                         let add = add.add(r * add_step + v * L::N);
-                        *sum = l.add(*sum, l.load_part(add, parts[v]));
+                        sums[r][v] = l.add(sums[r][v], l.load_part(add, parts[v]));
                     }
-                }
+                });
             }
-            let bounds = match activation {
-                Activation::Identity => Some((f32::NEG_INFINITY, f32::INFINITY)),
-                Activation::Relu => Some((0.0, f32::INFINITY)),
-                Activation::Clip { low, high } => Some((low, high)),
-                _ => None,
-            };
-            if let Some((low, high)) = bounds {
+            if let Some((low, high)) = activation.bounds() {
                 let (low, high) = (l.splat(low), l.splat(high));
-                for (r, sums) in sums.iter().enumerate() {
-                    for (v, &sum) in sums.iter().enumerate() {
+                unroll!(r < R => {
+                    for v in 0..V {
                         let y = y.add(r * y_step + v * L::N);
-                        l.store_part(l.clamp(sum, low, high), y, parts[v]);
+                        l.store_part(l.clamp(sums[r][v], low, high), y, parts[v]);
                     }
-                }
+                });
             } else if activation == Activation::HardSwish {
-                for (r, sums) in sums.iter().enumerate() {
-                    for (v, &sum) in sums.iter().enumerate() {
+                unroll!(r < R => {
+                    for v in 0..V {
                         let y = y.add(r * y_step + v * L::N);
-                        l.store_part(Activation::HardSwish.on(l, sum), y, parts[v]);
+                        l.store_part(Activation::HardSwish.on(l, sums[r][v]), y, parts[v]);
                     }
-                }
+                });
             } else {
                 // Long functions are not written out for each vector: the sums go to memory.
                 let kept = sums;

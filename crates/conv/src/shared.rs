@@ -26,10 +26,13 @@ impl<T> Shared<T> {
     }
 }
 
-/// The `i`-th of `parts` parts of `0..all`, nearly equal, one after the other.
+/// The `i`-th of `parts` parts of `0..all`, one after the other; the first are longer by one where
+/// they cannot be equal.
+#[inline]
 pub(crate) fn part(i: usize, parts: usize, all: usize) -> std::ops::Range<usize> {
-    let cut = |i: usize| (i as u128 * all as u128 / parts as u128) as usize;
-    cut(i)..cut(i + 1)
+    let (each, longer) = (all / parts, all % parts);
+    let start = i * each + i.min(longer);
+    start..start + each + usize::from(i < longer)
 }
 
 /// How many tasks to cut `units` of work into: one a thread can balance nothing, many cost time.

@@ -9,15 +9,13 @@ pub(crate) struct Portable;
 const N: usize = 4;
 
 /// One operation on each lane.
-macro_rules! each {
-    ($a:ident, $b:ident, $f:expr) => {{
-        let mut out = [0.0; N];
-        for i in 0..N {
-            let f: fn(f32, f32) -> f32 = $f;
-            out[i] = f($a[i], $b[i]);
-        }
-        out
-    }};
+#[inline(always)]
+fn each(a: [f32; N], b: [f32; N], f: impl Fn(f32, f32) -> f32) -> [f32; N] {
+    let mut out = [0.0; N];
+    for (out, (&a, &b)) in out.iter_mut().zip(a.iter().zip(&b)) {
+        *out = f(a, b);
+    }
+    out
 }
 
 impl Lanes for Portable {
@@ -62,22 +60,22 @@ impl Lanes for Portable {
 
     #[inline(always)]
     fn add(self, a: [f32; N], b: [f32; N]) -> [f32; N] {
-        each!(a, b, |a, b| a + b)
+        each(a, b, |a, b| a + b)
     }
 
     #[inline(always)]
     fn sub(self, a: [f32; N], b: [f32; N]) -> [f32; N] {
-        each!(a, b, |a, b| a - b)
+        each(a, b, |a, b| a - b)
     }
 
     #[inline(always)]
     fn mul(self, a: [f32; N], b: [f32; N]) -> [f32; N] {
-        each!(a, b, |a, b| a * b)
+        each(a, b, |a, b| a * b)
     }
 
     #[inline(always)]
     fn div(self, a: [f32; N], b: [f32; N]) -> [f32; N] {
-        each!(a, b, |a, b| a / b)
+        each(a, b, |a, b| a / b)
     }
 
     /// Not fused: a machine without the instruction would call a function for it.
@@ -88,22 +86,19 @@ impl Lanes for Portable {
 
     #[inline(always)]
     fn max(self, a: [f32; N], b: [f32; N]) -> [f32; N] {
-        each!(a, b, |a, b| if a > b { a } else { b })
+        each(a, b, |a, b| if a > b { a } else { b })
     }
 
     #[inline(always)]
     fn min(self, a: [f32; N], b: [f32; N]) -> [f32; N] {
-        each!(a, b, |a, b| if a < b { a } else { b })
+        each(a, b, |a, b| if a < b { a } else { b })
     }
 
     #[inline(always)]
     fn exp2_whole(self, n: [f32; N]) -> [f32; N] {
-        let mut out = [0.0; N];
-        for i in 0..N {
+        each(n, n, |n, _| {
             // NaN has no whole number and must stay what it is.
-            let bits = ((n[i] as i32 + 127) as u32) << 23;
-            out[i] = f32::from_bits(bits) + (n[i] - n[i]);
-        }
-        out
+            f32::from_bits(((n as i32 + 127) as u32) << 23) + n * 0.0
+        })
     }
 }
