@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use sedge_kernels::Team;
 
 use crate::graph::Graph;
-use crate::kernel::{Buffers, Kernel, Place};
+use crate::kernel::{Buffers, Kernel, Place, Run};
 use crate::plan::{Planner, Step};
 
 /// Why a graph cannot be made ready.
@@ -79,7 +79,7 @@ impl Program {
 
     /// Bytes of values between nodes, and of what kernels need besides.
     pub fn memory(&self) -> usize {
-        self.buffers.bytes()
+        self.buffers.size()
     }
 
     /// Runs the network on arrays as ONNX has them (`[n, c, h, w]`), one for each input.
@@ -139,28 +139,35 @@ impl Program {
 /// Runs a step. What it writes is taken out of the buffers meanwhile: the plan lets no step read
 /// the buffer that it writes.
 fn run(buffers: &mut Buffers, step: &Step, team: &Team) {
-    let place = step.write;
+    let buffer = step.write.buffer;
     let mut scratch = take(&mut buffers.scratch);
-    match step.kernel.writes_bytes() {
-        false => {
-            let mut out = take(&mut buffers.floats[place.buffer]);
-            step.kernel
-                .run(buffers, &step.reads, place, &mut out, &mut scratch, team);
-            buffers.floats[place.buffer] = out;
+    let bytes = matches!(&step.kernel, Kernel::Byte(kernel) if !kernel.writes_floats());
+    if bytes {
+        let mut out = take(&mut buffers.bytes[buffer]);
+        if let Kernel::Byte(kernel) = &step.kernel {
+            kernel.run(&step.on(buffers, team), &mut out, &mut scratch);
         }
-        true => {
-            let mut out = take(&mut buffers.bytes[place.buffer]);
-            step.kernel
-                .run_bytes(buffers, &step.reads, place, &mut out, &mut scratch, team);
-            buffers.bytes[place.buffer] = out;
+        buffers.bytes[buffer] = out;
+    } else {
+        let mut out = take(&mut buffers.floats[buffer]);
+        let on = step.on(buffers, team);
+        match &step.kernel {
+            Kernel::Float(kernel) => kernel.run(&on, &mut out, &mut scratch),
+            Kernel::Plane(kernel) => kernel.run(&on, &mut out, &mut scratch),
+            Kernel::Byte(kernel) => kernel.run_to_floats(&on, &mut out, &mut scratch),
         }
+        buffers.floats[buffer] = out;
     }
     buffers.scratch = scratch;
 }
 
-impl Kernel {
-    /// Whether results are 8-bit integers.
-    pub(crate) fn writes_bytes(&self) -> bool {
-        matches!(self, Kernel::Bytes(_))
+impl Step {
+    fn on<'a>(&'a self, buffers: &'a Buffers, team: &'a Team) -> Run<'a> {
+        Run {
+            buffers,
+            reads: &self.reads,
+            write: self.write,
+            team,
+        }
     }
 }
