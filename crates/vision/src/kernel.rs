@@ -1,5 +1,6 @@
 //! What a step of a program does: one kernel on values at known places.
 
+mod bands;
 mod bytes;
 mod floats;
 mod planes;
@@ -12,6 +13,7 @@ use sedge_kernels::Team;
 use crate::nd;
 use crate::op::Op;
 
+pub(crate) use bands::{Bands, Memory, Move, Stage, Work};
 pub(crate) use bytes::ByteKernel;
 pub(crate) use floats::FloatKernel;
 pub(crate) use planes::{PlaneKernel, plane_stride};

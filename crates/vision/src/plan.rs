@@ -1,6 +1,7 @@
 //! From a graph to steps: which kernel for each node, in which form values lie, where, and which
 //! of them share memory.
 
+mod bands;
 mod bytes;
 mod floats;
 mod layout;
@@ -45,6 +46,7 @@ struct Part {
 pub(crate) struct Planner<'a> {
     graph: &'a Graph,
     team: &'a Team,
+    options: Options,
     /// Whether pictures are in planes wherever there is a kernel.
     planes: bool,
     steps: Vec<Step>,
@@ -67,6 +69,7 @@ impl<'a> Planner<'a> {
         let mut planner = Planner {
             graph,
             team,
+            options,
             planes: false,
             steps: Vec::new(),
             names: Vec::new(),
@@ -89,10 +92,22 @@ impl<'a> Planner<'a> {
         if !planner.planes {
             planner.find_parts();
         }
+        let chains = match planner.planes {
+            true => vec![None; graph.nodes().len()],
+            false => bands::find(graph, options.cache),
+        };
+        let mut done = vec![false; graph.nodes().len()];
         for (i, node) in graph.nodes().iter().enumerate() {
             planner.node = i;
-            planner.node(node)?;
-            planner.round(node.output);
+            if let Some(chain) = &chains[i]
+                && planner.in_bands(chain)?
+            {
+                chain.iter().for_each(|&node| done[node] = true);
+            }
+            if !done[i] {
+                planner.node(node)?;
+                planner.round(node.output);
+            }
         }
         let outputs: Vec<(Place, Vec<usize>)> = graph
             .outputs()

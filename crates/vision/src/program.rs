@@ -21,10 +21,25 @@ pub struct ProgramError {
 }
 
 /// How a graph is to be run.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Whether sparse weights may run in planes; where they are not faster, they never do.
+    /// Whether sparse weights may run in planes.
     pub sparse: Sparsity,
+    /// Values of this many bytes do not stay in the second cache from one operation to the next:
+    /// operations between which there are such run in bands of rows.
+    pub cache: usize,
+    /// Bytes of all that lies between the operations that run in bands.
+    pub band: usize,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            sparse: Sparsity::default(),
+            cache: 512 << 10,
+            band: 256 << 10,
+        }
+    }
 }
 
 /// When networks run in planes, where zeros among weights are left out.

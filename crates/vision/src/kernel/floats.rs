@@ -2,7 +2,7 @@
 
 use sedge_conv::{self as conv, Mix, Operand, Picture, PictureMut, Pooling, Window};
 
-use super::{Run, Scratch};
+use super::{Bands, Run, Scratch};
 use crate::op::{Activation, Function, Op};
 use crate::plain;
 
@@ -10,6 +10,8 @@ use crate::plain;
 pub(crate) enum FloatKernel {
     /// Reads pixels, and what is added.
     Conv(conv::Conv),
+    /// A chain of operations in bands of rows.
+    Bands(Box<Bands>),
     ConvTranspose(conv::ConvTranspose),
     Pool(Pooling, Window),
     /// The mean of each channel.
@@ -46,6 +48,7 @@ impl FloatKernel {
         let x = |i: usize| run.pixels(i);
         let count = write.count();
         match self {
+            FloatKernel::Bands(bands) => return bands.run(run, out),
             FloatKernel::ToPlain => {
                 return conv::to_planes(x(0), &mut out[write.offset..][..count], team);
             }
@@ -91,7 +94,9 @@ impl FloatKernel {
             FloatKernel::Resize(rows, columns) => conv::resize(x(0), rows, columns, &mut y, team),
             FloatKernel::Copy => each(x(0), &mut y, |x| x),
             FloatKernel::ToPixels => conv::from_planes(run.plain(0), &mut y, team),
-            FloatKernel::ToPlain | FloatKernel::Any(..) => unreachable!("done above"),
+            FloatKernel::Bands(_) | FloatKernel::ToPlain | FloatKernel::Any(..) => {
+                unreachable!("done above")
+            }
         }
     }
 }
