@@ -399,7 +399,7 @@ fn greeting(
         )
     });
     let Some(first) = running.first() else {
-        text.push_str(&format!("vision page  {url}/vision\n"));
+        text.push_str(&format!("pictures   {url}/vision\n"));
         text.push_str(&format!("request    {}\n", sees.unwrap_or_default()));
         return text;
     };
@@ -420,8 +420,8 @@ fn greeting(
     } else {
         text.push_str(&format!("server     {url}/\n"));
     }
-    if let Some(sees) = sees {
-        text.push_str(&format!("vision page  {url}/vision\npicture    {sees}\n"));
+    if sees.is_some() {
+        text.push_str(&format!("pictures   {url}/vision\n"));
     }
     text.push_str(&format!(
         "request    curl {url}/v1/{path}{key} -H 'content-type: application/json' -d '{body}'\n"
