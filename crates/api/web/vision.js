@@ -50,13 +50,25 @@ function drawBoxes(pen, { boxes, width, height }) {
   pen.lineWidth = 2.5 * unit;
   pen.font = `600 ${13 * unit}px system-ui, sans-serif`;
   pen.textBaseline = "middle";
-  for (const { class: number, label, score, box } of boxes.toReversed()) {
+  const high = 20 * unit;
+  const names = [];
+  for (const { class: number, label, score, box } of boxes) {
     const [left, top, right, bottom] = [box[0] * sx, box[1] * sy, box[2] * sx, box[3] * sy];
-    pen.strokeStyle = pen.fillStyle = colour(number);
+    pen.strokeStyle = colour(number);
     pen.strokeRect(left, top, right - left, bottom - top);
     const text = `${label} ${percent(score)}`;
-    const [wide, high] = [pen.measureText(text).width + 10 * unit, 20 * unit];
+    const wide = pen.measureText(text).width + 10 * unit;
     const [x, y] = [Math.min(left, Math.max(0, canvas.width - wide)), Math.max(0, top - high)];
+    // Below the names that are there already, of which the likeliest has its place first.
+    const name = { number, text, x, y, wide };
+    for (const other of names.toSorted((a, b) => a.y - b.y)) {
+      const beside = other.x + other.wide <= x || x + wide <= other.x;
+      if (!beside && Math.abs(other.y - name.y) < high) name.y = other.y + high;
+    }
+    names.push(name);
+  }
+  for (const { number, text, x, y, wide } of names) {
+    pen.fillStyle = colour(number);
     pen.fillRect(x, y, wide, high);
     pen.fillStyle = "#fff";
     pen.fillText(text, x + 5 * unit, y + high / 2);
