@@ -2,6 +2,7 @@
 // model cannot be made to do on demand against mock.mjs. Run by run.sh.
 
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { afterEach, beforeEach, describe, test } from "node:test";
 import { GUIDE, MODELS, startMock } from "./mock.mjs";
 import { DESKTOP, PHONE, accessible, browser, complaints, shot, visit } from "./page.mjs";

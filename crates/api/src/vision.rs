@@ -7,11 +7,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::Json;
 use axum::extract::{Path, Query, Request, State};
+use axum::http::header;
+use axum::response::IntoResponse;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sedge_formats::image::{self, Limits};
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::app::{App, aside, shortened};
@@ -48,7 +50,7 @@ pub(crate) async fn see(
     Path(task): Path<String>,
     Query(query): Query<BTreeMap<String, String>>,
     request: Request,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<impl IntoResponse, ApiError> {
     let unknown = || ApiError::RouteNotFound(format!("/v1/vision/{}", shortened(&task)));
     let task = VisionTask::named(&task).ok_or_else(unknown)?;
     if app.draining() {
@@ -57,14 +59,14 @@ pub(crate) async fn see(
     let query = of_query(query);
     // The bytes' share of the budget is held until the answer is there.
     let (asked, picture, _share) = if body::is_json(request.headers()) {
-        Fields::open("", query)?.end()?;
         let body = body::bytes(&app, request).await?;
+        Fields::open("", query)?.end()?;
         let mut fields = Fields::open("", body.json()?)?;
         let url = fields.required_string("image")?;
         (asked(fields, task)?, Picture::Url(url), body.share)
     } else if body::is_picture(request.headers()) {
-        let asked = asked(Fields::open("", query)?, task)?;
         let body = body::bytes(&app, request).await?;
+        let asked = asked(Fields::open("", query)?, task)?;
         (asked, Picture::File(body.bytes), body.share)
     } else {
         return Err(ApiError::PictureType);
@@ -82,15 +84,24 @@ pub(crate) async fn see(
     })
     .await?;
     app.metrics.saw(number, time);
-    Ok(Json(answer))
+    Ok(([(header::CONTENT_TYPE, "application/json")], answer))
 }
 
-/// What the model sees, and how long that took.
+/// An answer.
+#[derive(Serialize)]
+struct Reply<'a> {
+    model: &'a str,
+    task: &'static str,
+    #[serde(flatten)]
+    seen: Seen,
+}
+
+/// What the model sees, as JSON, and how long that took.
 fn answer(
     model: &VisionModel,
     wish: &Wish,
     picture: Picture,
-) -> Result<(Value, Duration), ApiError> {
+) -> Result<(Vec<u8>, Duration), ApiError> {
     let start = Instant::now();
     let bytes = picture.bytes()?;
     let image = image::decode(&bytes, Limits { pixels: PIXELS })
@@ -98,11 +109,14 @@ fn answer(
     drop(bytes);
     let answer = (model.see.0)(&image, wish).map_err(ApiError::Internal)?;
     let time = start.elapsed();
-    let mut seen = serde_json::to_value(Seen::new(&image, &answer, time))
-        .map_err(|error| ApiError::Internal(error.to_string()))?;
-    seen["model"] = model.name.as_str().into();
-    seen["task"] = model.task.name().into();
-    Ok((seen, time))
+    let reply = Reply {
+        model: &model.name,
+        task: model.task.name(),
+        seen: Seen::new(&image, &answer, time),
+    };
+    let json = serde_json::to_vec(&reply);
+    let json = json.map_err(|error| ApiError::Internal(error.to_string()))?;
+    Ok((json, time))
 }
 
 impl Picture {

@@ -113,7 +113,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
 
 fn see(verb: VisionTask, wish: Wish, look: &Look) -> Result<(), Failure> {
     let files = pictures::files(&look.pictures)?;
-    let mut drawings = Drawings::new(look.draw.as_deref(), files.len())?;
+    let mut drawings = Drawings::new(look.draw.as_deref(), &files)?;
     let network = Network::open(&look.model, &look.network)?;
     let fits = VisionTask::of(network.task.preset.reads);
     if fits != verb {
@@ -211,39 +211,35 @@ fn one(
 
 /// A picture's heading and its rows.
 fn as_text(file: &Path, image: &Image, answer: &Answer) -> String {
-    let row = |cells: &[String]| {
-        let first = format!("  {}", cells[0]);
-        let rest = cells[1..].iter().cloned();
-        std::iter::once(first).chain(rest).collect()
-    };
     let rows: Vec<Vec<String>> = match answer {
         Answer::Labels(labels) => {
-            let labels = labels.iter();
-            labels
-                .map(|x| row(&[x.name.clone(), format!("{:.3}", x.score)]))
-                .collect()
+            let label = |x: &task::Label| vec![x.name.clone(), format!("{:.3}", x.score)];
+            labels.iter().map(label).collect()
         }
         Answer::Boxes(boxes) => {
             let found = |x: &task::Found| {
                 let bounds = x.bounds.map(|x| format!("{x:.0}"));
-                row(&[&[x.name.clone(), format!("{:.3}", x.score)][..], &bounds].concat())
+                let cells = [x.name.clone(), format!("{:.3}", x.score)];
+                cells.into_iter().chain(bounds).collect()
             };
-            let heading = ["", "score", "left", "top", "right", "bottom"];
-            let heading = (!boxes.is_empty()).then(|| row(&heading.map(str::to_owned)));
+            let heading = ["", "score", "left", "top", "right", "bottom"].map(str::to_owned);
+            let heading = (!boxes.is_empty()).then(|| heading.to_vec());
             heading.into_iter().chain(boxes.iter().map(found)).collect()
         }
         Answer::Mask(mask) => {
             let share = |(class, share): (u16, f32)| {
                 let name = mask.names[usize::from(class)].clone();
-                row(&[name, format!("{:.1} %", share * 100.0)])
+                vec![name, format!("{:.1} %", share * 100.0)]
             };
             mask.shares().into_iter().map(share).collect()
         }
     };
     let mut text = format!("{}  {} × {}\n", file.display(), image.width, image.height);
-    match rows.is_empty() {
-        true => text.push_str("  nothing\n"),
-        false => text.push_str(&table(&rows)),
+    if rows.is_empty() {
+        text.push_str("  nothing\n");
+    }
+    for line in table(&rows).lines() {
+        let _ = writeln!(text, "  {line}");
     }
     text
 }
@@ -295,22 +291,36 @@ enum Drawings {
 }
 
 impl Drawings {
-    /// A name that ends in `.png` is a file's, any other a folder's, which is made.
-    fn new(draw: Option<&Path>, pictures: usize) -> Result<Drawings, Failure> {
+    /// A name that ends in `.png` is a file's, any other a folder's, which is made. No picture
+    /// is written over.
+    fn new(draw: Option<&Path>, pictures: &[PathBuf]) -> Result<Drawings, Failure> {
         let Some(path) = draw else {
             return Ok(Drawings::Nowhere);
         };
         let png = path
             .extension()
             .is_some_and(|e| e.eq_ignore_ascii_case("png"));
-        if png && !path.is_dir() {
-            if pictures > 1 {
-                let what = format!(
-                    "--draw {}: one file for {pictures} pictures",
-                    path.display()
-                );
-                return Err(Failure::misused(what, "--draw FOLDER"));
+        let png = png && !path.is_dir();
+        let taken = path.canonicalize().is_ok_and(|place| {
+            let mut pictures = pictures.iter().filter_map(|x| x.canonicalize().ok());
+            match png {
+                true => pictures.any(|x| x == place),
+                false => pictures.any(|x| x.parent() == Some(&place)),
             }
+        });
+        if taken {
+            let what = format!(
+                "--draw {}: the pictures themselves are there",
+                path.display()
+            );
+            return Err(Failure::misused(what, "--draw OTHER"));
+        }
+        if png && pictures.len() > 1 {
+            let (n, path) = (pictures.len(), path.display());
+            let what = format!("--draw {path}: one file for {n} pictures");
+            return Err(Failure::misused(what, "--draw FOLDER"));
+        }
+        if png {
             return Ok(Drawings::File(path.to_owned()));
         }
         std::fs::create_dir_all(path).map_err(|error| Failure::file(path, &error))?;

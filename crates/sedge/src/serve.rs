@@ -392,15 +392,14 @@ fn greeting(
     } else {
         ""
     };
-    let sees = vision.first().map(|model| {
-        let (task, name) = (model.task.name(), &model.name);
-        format!(
-            "curl '{url}/v1/vision/{task}?model={name}'{key} -H 'content-type: image/jpeg' --data-binary @photo.jpg"
-        )
-    });
-    let Some(first) = running.first() else {
+    if !vision.is_empty() {
         text.push_str(&format!("pictures   {url}/vision\n"));
-        text.push_str(&format!("request    {}\n", sees.unwrap_or_default()));
+    }
+    let Some(first) = running.first() else {
+        let task = vision.first().map_or("detect", |model| model.task.name());
+        text.push_str(&format!(
+            "request    curl {url}/v1/vision/{task}{key} -H 'content-type: image/jpeg' --data-binary @photo.jpg\n"
+        ));
         return text;
     };
     let (path, body) = if first.generates {
@@ -419,9 +418,6 @@ fn greeting(
         text.push_str(&format!("chat page  {url}/\n"));
     } else {
         text.push_str(&format!("server     {url}/\n"));
-    }
-    if sees.is_some() {
-        text.push_str(&format!("pictures   {url}/vision\n"));
     }
     text.push_str(&format!(
         "request    curl {url}/v1/{path}{key} -H 'content-type: application/json' -d '{body}'\n"

@@ -259,6 +259,12 @@ fn folders_are_read_in_order_and_drawn_into_folders() {
         2,
     );
     assert!(errors.contains("--draw FOLDER"), "{errors}");
+    // Drawings never take the place of pictures.
+    for (picture, draw) in [("frames", "frames"), ("red.png", "red.png")] {
+        let args = ["colour.onnx", picture, "--draw", draw];
+        let errors = complaint(place.see("classify", &args), 2);
+        assert!(errors.contains("pictures themselves"), "{errors}");
+    }
     std::fs::create_dir(place.0.path().join("empty")).unwrap();
     let errors = complaint(place.see("classify", &["colour.onnx", "empty"]), 1);
     assert!(errors.contains("no pictures"), "{errors}");

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
 use sedge_api::{See, VisionModel, VisionTask, Wish};
 use sedge_formats::image::Image;
 use sedge_formats::onnx::Model;
@@ -116,8 +115,8 @@ fn build(name: &str, options: &NetworkOptions) -> Result<(Graph, bool), Failure>
     let weights = match &options.weights {
         None => nets::Weights::Random { seed: 0 },
         Some(file) => {
-            let bytes = std::fs::read(file).map_err(|e| Failure::file(file, &e))?;
-            let checkpoint = Checkpoint::parse(Bytes::from(bytes));
+            let bytes = sedge_formats::map(file).map_err(|e| Failure::file(file, &e))?;
+            let checkpoint = Checkpoint::parse(bytes);
             nets::Weights::Checkpoint(checkpoint.map_err(|e| Failure::about(file, &e))?)
         }
     };
