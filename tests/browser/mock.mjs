@@ -15,6 +15,8 @@ export const MODELS = [
   { id: "seedling", object: "model", architecture: "llama", parameters: 26_200_000, context: 1024, generates: true, chat: true },
   { id: "qwen3-4b", object: "model", architecture: "qwen3", parameters: 4_020_000_000, context: 32768, generates: true, chat: true },
   { id: "base-1b", object: "model", architecture: "llama", parameters: 1_240_000_000, context: 4096, generates: true, chat: false },
+  { id: "boxes", object: "model", architecture: "yolox", parameters: 900_000, generates: false, chat: false, task: "detect", input: [416, 416], random: false },
+  { id: "pixels", object: "model", architecture: "segment", parameters: 1_100_000, generates: false, chat: false, task: "segment", input: [512, 512], random: true },
   { id: "minilm", object: "model", architecture: "bert", parameters: 22_700_000, context: 512, generates: false, chat: false },
 ];
 
@@ -60,12 +62,13 @@ function answerTo(messages) {
 
 /**
  * Starts it. In what it returns, `requests` holds the bodies that came, `fail` takes errors for the
- * next requests ({ status, error, headers } or "cut"), `key` is asked for when set, and `delay` is
+ * next requests ({ status, error, headers } or "cut"), `pictures` what was sent to look at,
+ * `key` is asked for when set, and `delay` is
  * the milliseconds between two pieces. `live` is what the live view's engine did: when its server
  * started, how many steps it ran, how many requests run now, whether it keeps silent, and the questions that came (`asked`).
  */
 export async function startMock({ port = 0, delay = 12 } = {}) {
-  const mock = { requests: [], fail: [], key: null, delay, cancelled: 0, live: { started: 1, steps: 300, running: 6, silent: false, asked: [] } };
+  const mock = { requests: [], pictures: [], fail: [], key: null, delay, cancelled: 0, live: { started: 1, steps: 300, running: 6, silent: false, asked: [] } };
 
   const json = (response, status, body, headers = {}) => {
     response.writeHead(status, { "content-type": "application/json", ...headers });
@@ -118,7 +121,7 @@ export async function startMock({ port = 0, delay = 12 } = {}) {
     const step = (i) => ({ number: i + 1, at: 100 * i, ms: 80, planning_ms: 1, predicted_ms: 75, generated: 6, prompt: i % 40, running: 6, waiting: 2, preempted: 0, pages: [120, 300, 80, 10] });
     json(response, 200, {
       started,
-      models: MODELS.map(({ id }) => id),
+      models: MODELS.filter(({ task }) => !task).map(({ id }) => id),
       model: {
         number, last_step: steps, waiting: 2, running,
         pages: { all: 600, running: 120, cached: 300, host: 80, disk: 10 },
@@ -132,6 +135,22 @@ export async function startMock({ port = 0, delay = 12 } = {}) {
     });
   }
 
+  /** Sees the same in every picture of 640 × 320 pixels. */
+  async function vision(task, query, request, response) {
+    let bytes = 0;
+    for await (const piece of request) bytes += piece.length;
+    mock.pictures.push({ task, bytes, type: request.headers["content-type"], ...Object.fromEntries(query) });
+    const failure = mock.fail.shift();
+    if (failure) return json(response, failure.status, { error: failure.error });
+    const sizes = { width: 640, height: 320, time_ms: 12.34 };
+    if (task === "segment") return json(response, 200, { ...sizes, mask: { classes: [{ class: 0, label: "background", share: 0.75 }, { class: 8, label: "cat", share: 0.25 }], runs: [0, 153600, 8, 51200] } });
+    const boxes = [
+      { class: 16, label: "dog", score: 0.91, box: [80, 40, 400, 280] },
+      { class: 7, label: "truck", score: 0.45, box: [90, 40, 600, 280] },
+    ];
+    json(response, 200, { ...sizes, boxes: boxes.filter(({ score }) => score >= Number(query.get("threshold") ?? 0)) });
+  }
+
   const server = createServer(async (request, response) => {
     const { pathname: path, searchParams: query } = new URL(request.url, "http://mock");
     if ((path.startsWith("/v1/") || path === "/live") && mock.key && request.headers.authorization !== `Bearer ${mock.key}`)
@@ -139,8 +158,9 @@ export async function startMock({ port = 0, delay = 12 } = {}) {
     if (path === "/v1/models") return json(response, 200, { object: "list", data: MODELS });
     if (path === "/live") return live(query, response);
     if (path === "/v1/chat/completions") return chat(request, response);
+    if (path.startsWith("/v1/vision/")) return vision(path.slice(11), query, request, response);
     try {
-      const name = path === "/" ? "index.html" : path.slice(1);
+      const name = { "/": "index.html", "/vision": "vision.html" }[path] ?? path.slice(1);
       if (!/^[a-z]+\.(html|css|js|svg)$/.test(name)) throw new Error("no such file");
       const bytes = await readFile(WEB + name);
       response.writeHead(200, { "content-type": TYPES[name.split(".")[1]], "content-security-policy": POLICY, "cache-control": "no-cache", "x-content-type-options": "nosniff" });

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The chat page in a real Chromium, end to end.
+# The pages in a real Chromium, end to end.
 #   tests/browser/run.sh                 the binary $SEDGE_BIN, or target/debug/sedge
 #   MOCK_ONLY=1 tests/browser/run.sh     only what needs no binary
 # Pictures are left in tests/browser/shots/.
@@ -34,7 +34,7 @@ trap stop EXIT
 if [ -z "${MOCK_ONLY:-}" ]; then
     sedge="${SEDGE_BIN:-../../target/debug/sedge}"
     [ -x "$sedge" ] || { echo "browser test: no $sedge; cargo build first, or set SEDGE_BIN" >&2; exit 1; }
-    "$sedge" serve --port 0 >"$log" 2>&1 &
+    "$sedge" serve --port 0 -m seedling --vision net=mobilenet-v3-small,size=64 >"$log" 2>&1 &
     server=$!
     for _ in $(seq 300); do
         SEDGE_URL=$(grep -oE 'http://127\.0\.0\.1:[0-9]+' "$log" | head -n 1 || true)
@@ -46,4 +46,4 @@ if [ -z "${MOCK_ONLY:-}" ]; then
     export SEDGE_URL
 fi
 
-node --test --test-concurrency=1 --test-timeout=180000 chat.test.mjs || { [ -z "$server" ] || tail -n 40 "$log" >&2; exit 1; }
+node --test --test-concurrency=1 --test-timeout=180000 chat.test.mjs vision.test.mjs || { [ -z "$server" ] || tail -n 40 "$log" >&2; exit 1; }

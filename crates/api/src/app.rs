@@ -12,6 +12,7 @@ use crate::metrics::Metrics;
 use crate::openai::fields::Fields;
 use crate::server::{ServedModel, ServerConfig};
 use crate::traces::Traces;
+use crate::vision::VisionModel;
 
 /// Request bodies being read may take this many times the largest one's size together.
 const BODIES_AT_ONCE: usize = 4;
@@ -23,6 +24,8 @@ const LISTED: usize = 20;
 pub(crate) struct App {
     /// Models, the first of which answers requests that name none.
     pub(crate) models: Vec<ServedModel>,
+    /// Networks that see.
+    pub(crate) vision: Vec<VisionModel>,
     /// Settings.
     pub(crate) config: ServerConfig,
     /// Counters and histograms.
@@ -31,6 +34,8 @@ pub(crate) struct App {
     pub(crate) traces: Traces,
     /// Bytes of bodies that may still be held.
     pub(crate) body_bytes: Semaphore,
+    /// One picture is looked at at a time: each has all threads, and takes memory when decoded.
+    pub(crate) vision_turn: Arc<Semaphore>,
     /// One adapter is read or merged at a time: each takes memory beside what serves.
     pub(crate) adapter_turns: Arc<Semaphore>,
     /// The server stops: it takes no new work.
@@ -39,8 +44,13 @@ pub(crate) struct App {
 
 impl App {
     /// Nothing served yet.
-    pub(crate) fn new(models: Vec<ServedModel>, config: ServerConfig) -> App {
+    pub(crate) fn new(
+        models: Vec<ServedModel>,
+        vision: Vec<VisionModel>,
+        config: ServerConfig,
+    ) -> App {
         let names = models.iter().map(|model| model.name.clone()).collect();
+        let seeing = vision.iter().map(|model| model.name.clone()).collect();
         let endpoint = config.otlp_endpoint.as_deref();
         let collector = endpoint.and_then(|endpoint| Collector::parse(endpoint).ok());
         let bytes = config
@@ -48,12 +58,14 @@ impl App {
             .saturating_mul(BODIES_AT_ONCE)
             .min(Semaphore::MAX_PERMITS);
         App {
-            metrics: Metrics::new(names),
+            metrics: Metrics::new(names, seeing),
             traces: Traces::start(collector),
             body_bytes: Semaphore::new(bytes),
+            vision_turn: Arc::new(Semaphore::new(1)),
             adapter_turns: Arc::new(Semaphore::new(1)),
             draining: AtomicBool::new(false),
             models,
+            vision,
             config,
         }
     }
@@ -95,6 +107,11 @@ impl App {
             Ok((number, model)) => return Ok((number, model.clone())),
             Err(unknown) => unknown,
         };
+        if let Some(model) = self.vision.iter().find(|model| model.name == name) {
+            let task = model.task.name();
+            let message = format!("The model '{name}' sees; it is for /v1/vision/{task}.");
+            return Err(ApiError::invalid("model", message));
+        }
         let found = self.model_of_adapter(name);
         let found = found.filter(|(_, model)| model.engine.has_adapter(name));
         let (number, model) = found.ok_or(unknown)?;
@@ -133,7 +150,9 @@ impl App {
 
     /// Names that requests may ask for, for a message: all, or the first of too many.
     fn served(&self) -> String {
-        let mut names: Vec<String> = self.models.iter().map(|model| model.name.clone()).collect();
+        let texts = self.models.iter().map(|model| model.name.clone());
+        let seeing = self.vision.iter().map(|model| model.name.clone());
+        let mut names: Vec<String> = texts.chain(seeing).collect();
         let adapters = |(_, model): (usize, &ServedModel)| model.engine.stats().adapters.registered;
         let adapters: usize = self.engines().map(adapters).sum();
         let all = names.len() + adapters;

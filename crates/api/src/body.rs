@@ -1,4 +1,4 @@
-//! Reads a request's body: JSON of a limited size that arrives in time.
+//! Reads a request's body: JSON or a picture of a limited size that arrives in time.
 
 use std::time::Duration;
 
@@ -6,6 +6,7 @@ use axum::body::{BodyDataStream, HttpBody};
 use axum::extract::Request;
 use axum::http::{HeaderMap, header};
 use futures_util::StreamExt;
+use tokio::sync::SemaphorePermit;
 
 use crate::app::App;
 use crate::error::ApiError;
@@ -16,14 +17,31 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the rest of a body that is too large is read and forgotten.
 const FORGET: Duration = Duration::from_secs(2);
 
+/// A body that has arrived.
+pub(crate) struct Arrived<'a> {
+    pub(crate) bytes: Vec<u8>,
+    /// All bodies that are held share a budget of bytes, so that many large ones at once are
+    /// refused instead of filling the memory.
+    pub(crate) share: SemaphorePermit<'a>,
+}
+
+impl Arrived<'_> {
+    /// As JSON.
+    pub(crate) fn json(&self) -> Result<serde_json::Value, ApiError> {
+        serde_json::from_slice(&self.bytes).map_err(|error| ApiError::Json(error.to_string()))
+    }
+}
+
 /// The request's JSON object.
-///
-/// All bodies being read share a budget of bytes, so that many large ones at once are refused
-/// instead of filling the memory.
 pub(crate) async fn json(app: &App, request: Request) -> Result<Fields, ApiError> {
     if !is_json(request.headers()) {
         return Err(ApiError::MediaType);
     }
+    Fields::open("", bytes(app, request).await?.json()?)
+}
+
+/// The request's body, whatever it is.
+pub(crate) async fn bytes(app: &App, request: Request) -> Result<Arrived<'_>, ApiError> {
     // Such a client sends nothing before its body is asked for.
     let asks_first = request.headers().contains_key(header::EXPECT);
     let body = request.into_body();
@@ -36,16 +54,16 @@ pub(crate) async fn json(app: &App, request: Request) -> Result<Fields, ApiError
         }
     };
     let read = tokio::time::timeout(BODY_TIMEOUT, read).await;
-    let value = read.map_err(|_| ApiError::BodyTimeout(BODY_TIMEOUT.as_secs()))?;
-    if matches!(value, Err(ApiError::BodyTooLarge(_))) && !asks_first {
+    let body = read.map_err(|_| ApiError::BodyTimeout(BODY_TIMEOUT.as_secs()))?;
+    if matches!(body, Err(ApiError::BodyTooLarge(_))) && !asks_first {
         // Closing a connection on which bytes still come would take the answer with it.
         let forget = async { while let Some(Ok(_)) = chunks.next().await {} };
         let _ = tokio::time::timeout(FORGET, forget).await;
     }
-    Fields::open("", value?)
+    body
 }
 
-/// The same of a request that needs no body: without one, an object without fields.
+/// The same as [`json`] of a request that needs no body: without one, an object without fields.
 pub(crate) async fn json_or_nothing(app: &App, request: Request) -> Result<Fields, ApiError> {
     if request.body().size_hint().exact() != Some(0) {
         return json(app, request).await;
@@ -57,7 +75,7 @@ pub(crate) async fn json_or_nothing(app: &App, request: Request) -> Result<Field
     }
 }
 
-async fn read(app: &App, chunks: &mut BodyDataStream) -> Result<serde_json::Value, ApiError> {
+async fn read<'a>(app: &'a App, chunks: &mut BodyDataStream) -> Result<Arrived<'a>, ApiError> {
     let most = app.config.max_body;
     let mut bytes = Vec::new();
     // Nothing is waited for while a share is held, so that readers cannot block each other.
@@ -81,25 +99,28 @@ async fn read(app: &App, chunks: &mut BodyDataStream) -> Result<serde_json::Valu
         share.merge(more);
         bytes.extend_from_slice(&chunk);
     }
-    serde_json::from_slice(&bytes).map_err(|error| ApiError::Json(error.to_string()))
+    Ok(Arrived { bytes, share })
 }
 
 /// JSON, by its media type. Other types are refused rather than guessed: a web page of another
 /// origin can send them without the browser asking this server first.
-fn is_json(headers: &HeaderMap) -> bool {
-    let Some(value) = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-    else {
-        return false;
-    };
-    let media = value
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .to_ascii_lowercase();
+pub(crate) fn is_json(headers: &HeaderMap) -> bool {
+    let media = media(headers);
     media == "application/json" || (media.starts_with("application/") && media.ends_with("+json"))
+}
+
+/// A picture of a kind that is read, by its media type. Browsers ask before they send one to
+/// another origin.
+pub(crate) fn is_picture(headers: &HeaderMap) -> bool {
+    ["image/jpeg", "image/png", "image/webp"].contains(&media(headers).as_str())
+}
+
+/// The media type without its parameters; empty when there is none.
+fn media(headers: &HeaderMap) -> String {
+    let value = headers.get(header::CONTENT_TYPE);
+    let value = value.and_then(|value| value.to_str().ok());
+    let media = value.and_then(|value| value.split(';').next());
+    media.unwrap_or_default().trim().to_ascii_lowercase()
 }
 
 #[cfg(test)]
@@ -128,5 +149,9 @@ mod tests {
             assert!(!is_json(&with(value)), "{value}");
         }
         assert!(!is_json(&HeaderMap::new()));
+        assert!(is_picture(&with("image/PNG; x=y")));
+        for value in ["image/gif", "image/svg+xml", "application/json"] {
+            assert!(!is_picture(&with(value)), "{value}");
+        }
     }
 }

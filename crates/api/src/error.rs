@@ -22,6 +22,11 @@ pub(crate) enum ApiError {
     ContextLength { param: String, message: String },
     #[error("The body must be JSON: send the header 'Content-Type: application/json'.")]
     MediaType,
+    #[error(
+        "The body must be a picture or JSON: send the header 'Content-Type: image/jpeg', image/png, image/webp or \
+         application/json."
+    )]
+    PictureType,
     #[error("The body has more than {0} bytes, the most that this server takes.")]
     BodyTooLarge(usize),
     #[error("The body did not arrive within {0} s.")]
@@ -30,6 +35,8 @@ pub(crate) enum ApiError {
     BodyBroken(String),
     #[error("The model '{name}' is not served here. Served: {served}.")]
     ModelNotFound { name: String, served: String },
+    #[error("No model here can {0}. Start the server with --vision MODEL.")]
+    NoVision(&'static str),
     #[error("There is no adapter '{0}' here. GET /v1/adapters lists those there are.")]
     AdapterNotFound(String),
     #[error("'{0}' is served already: choose another name, or DELETE /v1/adapters/{0} first.")]
@@ -51,7 +58,8 @@ pub(crate) enum ApiError {
     )]
     PathNotAllowed(String),
     #[error(
-        "{0} does not exist. See /v1/models, /v1/chat/completions, /v1/completions and /v1/embeddings."
+        "{0} does not exist. See /v1/models, /v1/chat/completions, /v1/completions, /v1/embeddings \
+         and /v1/vision/classify, detect or segment."
     )]
     RouteNotFound(String),
     #[error("{0} is not allowed here.")]
@@ -171,7 +179,7 @@ impl ApiError {
                 INVALID,
                 Some("context_length_exceeded"),
             ),
-            ApiError::MediaType => (
+            ApiError::MediaType | ApiError::PictureType => (
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 INVALID,
                 Some("unsupported_media_type"),
@@ -182,7 +190,7 @@ impl ApiError {
                 Some("request_too_large"),
             ),
             ApiError::BodyTimeout(_) => (StatusCode::REQUEST_TIMEOUT, INVALID, Some("timeout")),
-            ApiError::ModelNotFound { .. } => {
+            ApiError::ModelNotFound { .. } | ApiError::NoVision(_) => {
                 (StatusCode::NOT_FOUND, INVALID, Some("model_not_found"))
             }
             ApiError::AdapterNotFound(_) => {
@@ -242,7 +250,7 @@ impl ApiError {
         match self {
             ApiError::Invalid { param, .. } | ApiError::ContextLength { param, .. } => Some(param),
             ApiError::Missing(param) | ApiError::Unknown(param) => Some(param),
-            ApiError::ModelNotFound { .. } => Some("model"),
+            ApiError::ModelNotFound { .. } | ApiError::NoVision(_) => Some("model"),
             ApiError::AdapterExists(_) => Some("name"),
             ApiError::AdapterTooLarge(_) | ApiError::PathsClosed | ApiError::PathNotAllowed(_) => {
                 Some("path")

@@ -1,4 +1,4 @@
-//! The OpenAI API over HTTP, health and metrics, and the chat page.
+//! The OpenAI API over HTTP, pictures, health and metrics, and the pages.
 //!
 //! A request is read field by field (`openai`), becomes token ids (`prompt`) and requests to
 //! the engine (`answers`), whose events become an answer or a stream of events. What always
@@ -35,9 +35,11 @@ mod sse;
 mod stall;
 mod tools;
 mod traces;
+mod vision;
 mod web;
 
 pub use adapters::is_adapter_name;
 pub use server::{
     ApiKey, OpenAdapter, OpenAdapterFn, ServeError, ServedModel, Server, ServerConfig,
 };
+pub use vision::{See, SeeFn, Seen, VisionModel, VisionTask, Wish};

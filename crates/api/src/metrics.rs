@@ -29,6 +29,8 @@ pub(crate) struct Metrics {
     /// Open connections.
     pub(crate) connections: AtomicU64,
     models: Vec<ModelMetrics>,
+    /// Networks that see: names and times.
+    vision: Vec<(String, Histogram)>,
     responses: Mutex<BTreeMap<(String, u16), u64>>,
     tenants: Mutex<BTreeMap<String, TenantMetrics>>,
 }
@@ -64,7 +66,7 @@ struct ModelMetrics {
 
 impl Metrics {
     /// Nothing has happened yet.
-    pub(crate) fn new(models: Vec<String>) -> Metrics {
+    pub(crate) fn new(models: Vec<String>, vision: Vec<String>) -> Metrics {
         let models = models
             .into_iter()
             .map(|name| ModelMetrics {
@@ -76,6 +78,10 @@ impl Metrics {
             started: ids::now(),
             connections: AtomicU64::new(0),
             models,
+            vision: vision
+                .into_iter()
+                .map(|name| (name, Histogram::default()))
+                .collect(),
             responses: Mutex::default(),
             tenants: Mutex::default(),
         }
@@ -127,6 +133,13 @@ impl Metrics {
         if let Some(later) = usage.completion.checked_sub(1).filter(|later| *later > 0) {
             let time = timings.total.saturating_sub(timings.first_token);
             model.per_token.record(time.div_f64(later as f64));
+        }
+    }
+
+    /// A network has seen a picture.
+    pub(crate) fn saw(&self, model: usize, time: Duration) {
+        if let Some((_, times)) = self.vision.get(model) {
+            times.record(time);
         }
     }
 
@@ -240,6 +253,11 @@ impl Metrics {
         memory_text(engines, &mut out);
         self.model_text(&mut out);
         self.tenant_text(&mut out);
+        let name = "sedge_vision_seconds";
+        out.family(name, "histogram", "From a picture's bytes to what is seen.");
+        for (model, times) in &self.vision {
+            times.write(name, ("model", model), &mut out);
+        }
         out.0
     }
 
@@ -638,7 +656,7 @@ mod tests {
 
     #[test]
     fn an_ended_answer_is_counted_and_timed() {
-        let metrics = Metrics::new(vec!["a\"b".into()]);
+        let metrics = Metrics::new(vec!["a\"b".into()], vec![]);
         metrics.responded("/v1/models", 200);
         metrics.responded("/v1/models", 200);
         metrics.finished(
@@ -706,7 +724,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_never_began_has_no_time_to_its_first_token() {
-        let metrics = Metrics::new(vec!["m".into()]);
+        let metrics = Metrics::new(vec!["m".into()], vec![]);
         let finish = Finish {
             reason: FinishReason::Deadline,
             text: String::new(),

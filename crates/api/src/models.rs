@@ -11,10 +11,12 @@ use crate::app::App;
 use crate::error::ApiError;
 use crate::memory;
 use crate::server::ServedModel;
+use crate::vision;
 
 /// `GET /v1/models`
 pub(crate) async fn list(State(app): State<Arc<App>>) -> Json<Value> {
     let mut data: Vec<Value> = app.models.iter().map(|model| card(&app, model)).collect();
+    data.extend(app.vision.iter().map(|model| vision::card(&app, model)));
     let adapters = app.adapters();
     data.extend(
         adapters
@@ -33,6 +35,9 @@ pub(crate) async fn show(
         Ok((_, model)) => return Ok(Json(card(&app, model))),
         Err(unknown) => unknown,
     };
+    if let Some(model) = app.vision.iter().find(|model| model.name == name) {
+        return Ok(Json(vision::card(&app, model)));
+    }
     // A name may end like this too.
     if let Some(model) = name.strip_suffix(memory::SUFFIX) {
         return Ok(Json(memory::card(app.model(model)?.1)?));

@@ -13,7 +13,8 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use crate::app::App;
 use crate::error::ApiError;
 use crate::{
-    adapters, asker, auth, chat, completions, embeddings, ids, live, memory, metrics, models, web,
+    adapters, asker, auth, chat, completions, embeddings, ids, live, memory, metrics, models,
+    vision, web,
 };
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -24,6 +25,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
         .route("/v1/embeddings", post(embeddings::create))
+        .route("/v1/vision/{task}", post(vision::see))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::show).put(memory::put))
         .route("/v1/adapters", get(adapters::list).post(adapters::add))

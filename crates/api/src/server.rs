@@ -18,6 +18,7 @@ use crate::collector::Collector;
 use crate::connection::{self, Phase};
 use crate::routes;
 use crate::seats::{self, Seats};
+use crate::vision::VisionModel;
 
 /// After a failed accept, so that a lack of file descriptors does not keep a core busy.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -144,7 +145,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds the address. The first model answers requests that name none.
+    /// Binds the address. The first model of a kind answers requests that name none.
     ///
     /// On Unix this raises the process's limit of open files if `max_connections` needs it.
     ///
@@ -152,6 +153,7 @@ impl Server {
     /// When the address cannot be bound.
     pub async fn bind(
         models: Vec<ServedModel>,
+        vision: Vec<VisionModel>,
         config: ServerConfig,
     ) -> Result<Server, ServeError> {
         if let Some(endpoint) = &config.otlp_endpoint {
@@ -167,7 +169,7 @@ impl Server {
         Ok(Server {
             listener,
             address,
-            app: Arc::new(App::new(models, config)),
+            app: Arc::new(App::new(models, vision, config)),
         })
     }
 

@@ -1,4 +1,4 @@
-//! The chat page: files inside the binary, or a folder while working on it.
+//! The pages: files inside the binary, or a folder while working on it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ macro_rules! assets {
 }
 
 /// Every file there is. Nothing else is served, from the folder neither.
-static ASSETS: [Asset; 18] = assets![
+static ASSETS: [Asset; 21] = assets![
     "index.html",
     "api.js",
     "app.js",
@@ -44,6 +44,9 @@ static ASSETS: [Asset; 18] = assets![
     "style.css",
     "theme.js",
     "transcript.js",
+    "vision.css",
+    "vision.html",
+    "vision.js",
 ];
 
 /// The page loads only what this server sends, and talks only to it. No inline scripts or styles.
@@ -59,7 +62,10 @@ pub(crate) async fn file(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let name = match uri.path() {
+        // Where nothing chats, the first page is that of pictures.
+        "/" if app.models.is_empty() => "vision.html",
         "/" => "index.html",
+        "/vision" => "vision.html",
         path => path.trim_start_matches('/'),
     };
     let Some(asset) = ASSETS.iter().find(|asset| asset.name == name) else {
@@ -160,17 +166,12 @@ mod tests {
 
     #[test]
     fn the_page_needs_no_inline_script_or_style() {
-        let page = ASSETS
-            .iter()
-            .find(|asset| asset.name == "index.html")
-            .unwrap();
-        let html = std::str::from_utf8(page.bytes).unwrap();
-        assert!(
-            !html.contains(" style=\"")
-                && !html.contains(" onclick=")
-                && !html.contains("<script>")
-        );
-        assert!(!html.contains("<style"));
+        for page in ASSETS.iter().filter(|asset| asset.name.ends_with(".html")) {
+            let html = std::str::from_utf8(page.bytes).unwrap();
+            for inline in [" style=\"", " onclick=", "<script>", "<style"] {
+                assert!(!html.contains(inline), "{}: {inline}", page.name);
+            }
+        }
     }
 
     /// What the folder has beside the known files would be missing from the binary.

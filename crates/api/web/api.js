@@ -63,6 +63,16 @@ export async function putMemory(model, bytes) {
   return response.json();
 }
 
+/** What a model sees in a picture: the answer of `/v1/vision/TASK`. */
+export async function seePicture(task, file, asked) {
+  const response = await request(`vision/${task}?${new URLSearchParams(asked)}`, {
+    method: "POST",
+    headers: { "content-type": file.type },
+    body: file,
+  });
+  return response.json();
+}
+
 /** The models that are served, with whatever facts the server tells about each. */
 export async function listModels() {
   const response = await request("models");

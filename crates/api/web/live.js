@@ -229,6 +229,10 @@ async function look() {
   const asked = model;
   const { started: start, models, model: view } = await getLive(asked, since);
   if (asked !== model) return;
+  if (!view) {
+    $("main").hidden = true;
+    return say("No model here has an engine: networks that see run one picture at a time.");
+  }
   // Another start, or fewer steps than were seen: another server, whose steps are asked for from the first.
   const other = (started !== null && started !== start) || view.last_step < since;
   started = start;

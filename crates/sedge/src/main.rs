@@ -22,6 +22,7 @@ mod pull;
 mod rm;
 mod run;
 mod sampling;
+mod see;
 mod serve;
 mod share;
 mod show;
@@ -48,13 +49,14 @@ Examples:
   sedge run \"find all files larger than 100MB\"   one answer
   sedge run -m ./model.gguf                      a chat in the terminal
   sedge serve -m a.gguf -m fast=b/ --port 8000   several models, one process
+  sedge see detect -m yolox.onnx dog.jpg         what is where in a picture
   sedge show ./model.gguf                        what a file holds
   sedge pull hf:ORG/NAME && sedge run -m NAME    a model of Hugging Face's hub
 
 MODEL is a GGUF file, a Hugging Face folder, the name of a stored model, or `seedling`, the
 built-in model.";
 
-/// Runs language models where the data is.
+/// Runs language and vision models where the data is.
 #[derive(Parser)]
 #[command(name = "sedge", version, after_help = EXAMPLES, max_term_width = 100)]
 pub(crate) struct Cli {
@@ -69,6 +71,8 @@ enum Command {
     Serve(Box<serve::Args>),
     /// Answer a prompt, or chat in the terminal
     Run(run::Args),
+    /// Say what pictures show, with networks from ONNX files
+    See(see::Args),
     /// Say what a model's file or folder holds
     Show(show::Args),
     /// Bring a model or an adapter into the store
@@ -115,6 +119,7 @@ fn try_main() -> Result<(), Failure> {
         None => serve::run(serve::Args::default_model()),
         Some(Command::Serve(args)) => serve::run(*args),
         Some(Command::Run(args)) => run::run(args),
+        Some(Command::See(args)) => see::run(args),
         Some(Command::Show(args)) => show::run(args),
         Some(Command::Pull(args)) => pull::run(&args),
         Some(Command::List(args)) => list::run(&args),

@@ -1,20 +1,23 @@
-//! `sedge serve`: models over the OpenAI API, with a chat page, until a signal.
+//! `sedge serve`: models over the OpenAI API, networks that see, and their pages, until a signal.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use sedge_api::{ApiKey, ServeError, ServedModel, Server, ServerConfig};
+use sedge_api::{ApiKey, ServeError, ServedModel, Server, ServerConfig, VisionModel};
+use sedge_kernels::Team;
 
 use crate::adapters::{self, AdapterArg};
 use crate::failure::Failure;
 use crate::launch::{self, Running};
 use crate::load::LoadArgs;
-use crate::machine::MachineArgs;
+use crate::machine::{self, MachineArgs};
 use crate::output::{self, ProgressLine};
+use crate::see::ServedNetwork;
 use crate::share::ShareArgs;
 use crate::show;
 use crate::size::{self, Bytes};
@@ -24,6 +27,7 @@ const EXAMPLES: &str = "\
 Examples:
   sedge serve                                    the built-in model
   sedge serve -m a.gguf -m fast=b/ --port 8000   two models; requests name `a` or `fast`
+  sedge serve --vision dog=yolox_nano.onnx       pictures only; the page is /vision
   SEDGE_API_KEY=secret sedge serve -m a.gguf --host 0.0.0.0
 
 Ctrl-C or SIGTERM lets running answers end; a second one stops at once.";
@@ -36,9 +40,15 @@ const TRIES: u16 = 100;
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// Model to serve, as MODEL or NAME=MODEL (repeatable); the first answers requests that name none
-    #[arg(short, long = "model", value_name = "MODEL", default_value = source::BUILT_IN)]
+    /// Model to serve, as MODEL or NAME=MODEL (repeatable); the first answers requests that name
+    /// none [default: seedling, unless there is a --vision]
+    #[arg(short, long = "model", value_name = "MODEL")]
     models: Vec<Source>,
+
+    /// Network that sees to serve: an ONNX file, or the name of one that Sedge builds; after a
+    /// comma each, preset=NAME, labels=FILE, size=HxW and weights=FILE as in sedge see (repeatable)
+    #[arg(long, value_name = "[NAME=]MODEL[,…]")]
+    vision: Vec<ServedNetwork>,
 
     /// Adapter to serve as MODEL:NAME: a folder in peft's layout, or a stored adapter's name, of
     /// the first model if none is named (repeatable)
@@ -137,13 +147,17 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
         return Err(Failure::new(what));
     }
     let mut sources = args.models.clone();
+    if sources.is_empty() && args.vision.is_empty() {
+        sources.push(Source::built_in());
+    }
     source::distinguish(&mut sources);
     let running = launch::launch_all(&sources, &args.machine, Some(&args.load), Some(&args.share))?;
     add_adapters(&args, &running)?;
+    let vision = launch_vision(&args, &running)?;
 
     let runtime = tokio::runtime::Runtime::new().map_err(Failure::new)?;
     runtime.block_on(async {
-        let server = bind(&args, host, &running).await?;
+        let server = bind(&args, host, &running, &vision).await?;
         let address = server.address();
         if !host.is_loopback() && args.api_keys.is_empty() {
             output::note(format_args!(
@@ -152,7 +166,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
                 args.host
             ));
         }
-        let greeting = greeting(&running, address, !args.api_keys.is_empty());
+        let greeting = greeting(&running, &vision, address, !args.api_keys.is_empty());
         // Served to the end even if nobody reads the greeting.
         let _ = output::print(&greeting);
         let drain = args.drain_timeout;
@@ -172,6 +186,25 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     })
 }
 
+/// Readies networks that see. They share threads: a picture is looked at at a time.
+fn launch_vision(args: &Args, running: &[Running]) -> Result<Vec<VisionModel>, Failure> {
+    let mut models: Vec<VisionModel> = Vec::new();
+    let team = match args.vision.is_empty() {
+        true => return Ok(models),
+        false => Arc::new(Team::new(machine::threads(args.machine.threads))),
+    };
+    for wanted in &args.vision {
+        let name = &wanted.name;
+        let text = running.iter().any(|model| model.name == *name);
+        if text || models.iter().any(|model| model.name == *name) {
+            let what = format!("--vision {name}: another model has this name");
+            return Err(Failure::misused(what, "--vision OTHER=MODEL"));
+        }
+        models.push(wanted.launch(&team)?);
+    }
+    Ok(models)
+}
+
 /// Registers the adapters that are to be served from the start.
 fn add_adapters(args: &Args, running: &[Running]) -> Result<(), Failure> {
     let mut wanted = args.adapters.clone();
@@ -183,7 +216,9 @@ fn add_adapters(args: &Args, running: &[Running]) -> Result<(), Failure> {
     for (done, wanted) in wanted.into_iter().enumerate() {
         line.show(done as u64, total, &wanted.name);
         let model = match &wanted.model {
-            None => &running[0],
+            None => running.first().ok_or_else(|| {
+                Failure::misused("--adapter without a model that it changes", "-m MODEL")
+            })?,
             Some(name) => running.iter().find(|r| r.name == *name).ok_or_else(|| {
                 let served: Vec<&str> = running.iter().map(|r| r.name.as_str()).collect();
                 Failure::new(format_args!("--adapter {name}:…: no such model"))
@@ -202,7 +237,12 @@ fn add_adapters(args: &Args, running: &[Running]) -> Result<(), Failure> {
 }
 
 /// Binds the port asked for, or the first free one from 8080 on.
-async fn bind(args: &Args, host: IpAddr, running: &[Running]) -> Result<Server, Failure> {
+async fn bind(
+    args: &Args,
+    host: IpAddr,
+    running: &[Running],
+    vision: &[VisionModel],
+) -> Result<Server, Failure> {
     let first = args.port.unwrap_or(PORT);
     let last = match args.port {
         Some(port) => port,
@@ -212,7 +252,7 @@ async fn bind(args: &Args, host: IpAddr, running: &[Running]) -> Result<Server, 
     loop {
         let address = SocketAddr::new(host, port);
         let models = running.iter().map(served).collect();
-        match Server::bind(models, server_config(args, address)).await {
+        match Server::bind(models, vision.to_vec(), server_config(args, address)).await {
             Ok(server) => {
                 if port != first {
                     output::note(format_args!(
@@ -300,9 +340,14 @@ fn resolve(host: &str) -> Result<IpAddr, Failure> {
     Ok(address.ip())
 }
 
-/// The models, the chat page and a request to copy. Programs read the address from it: the
+/// The models, the pages and a request to copy. Programs read the address from it: the
 /// first `http://` is the server's own.
-fn greeting(running: &[Running], address: SocketAddr, keyed: bool) -> String {
+fn greeting(
+    running: &[Running],
+    vision: &[VisionModel],
+    address: SocketAddr,
+    keyed: bool,
+) -> String {
     let reachable = match address.ip() {
         ip if !ip.is_unspecified() => ip,
         IpAddr::V4(_) => IpAddr::from([127, 0, 0, 1]),
@@ -332,11 +377,30 @@ fn greeting(running: &[Running], address: SocketAddr, keyed: bool) -> String {
             Bytes(apart)
         ));
     }
-    let first = &running[0];
+    for model in vision {
+        let [rows, columns] = model.size;
+        text.push_str(&format!(
+            "vision     {}  {}, {} parameters, preset {}, {rows} × {columns}\n",
+            model.name,
+            model.task.name(),
+            size::count(model.parameters),
+            model.preset,
+        ));
+    }
     let key = if keyed {
         r#" -H "authorization: Bearer $SEDGE_API_KEY""#
     } else {
         ""
+    };
+    if !vision.is_empty() {
+        text.push_str(&format!("pictures   {url}/vision\n"));
+    }
+    let Some(first) = running.first() else {
+        let task = vision.first().map_or("detect", |model| model.task.name());
+        text.push_str(&format!(
+            "request    curl {url}/v1/vision/{task}{key} -H 'content-type: image/jpeg' --data-binary @photo.jpg\n"
+        ));
+        return text;
     };
     let (path, body) = if first.generates {
         let message = r#"[{"role":"user","content":"find all files larger than 100MB"}]"#;

@@ -1,5 +1,7 @@
 //! `sedge show`: what a model's file or folder holds.
 
+mod network;
+
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -10,16 +12,18 @@ use serde_json::{Value, json};
 
 use crate::failure::Failure;
 use crate::output;
+use crate::see::{self, Size};
 use crate::size::{self, Bytes};
 use crate::source::Source;
 use crate::store;
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  sedge show seedling\n  sedge show --tensors ./model.gguf\n  sedge show --json ./model-dir\n  sedge show Qwen3-0.6B"
+    after_help = "Examples:\n  sedge show seedling\n  sedge show --tensors ./model.gguf\n  sedge show --json ./model-dir\n  sedge show Qwen3-0.6B\n  sedge show yolov8n.onnx --size 640x640"
 )]
 pub(crate) struct Args {
-    /// GGUF file, Hugging Face folder, stored model, or `seedling`, the built-in model
+    /// GGUF file, Hugging Face folder, stored model, or `seedling`, the built-in model; or an ONNX
+    /// file, or a network that `sedge see` builds
     #[arg(value_name = "MODEL", default_value = crate::source::BUILT_IN)]
     model: Source,
 
@@ -27,12 +31,19 @@ pub(crate) struct Args {
     #[arg(long)]
     tensors: bool,
 
+    /// Rows and columns of a network's input, where its file leaves them open
+    #[arg(long, value_name = "HxW")]
+    size: Option<Size>,
+
     /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
+    if let Some(text) = of_network(&args)? {
+        return Ok(output::print(&text)?);
+    }
     let stored = stored(&args.model)?;
     if let Some(manifest) = stored.as_ref().filter(|m| m.kind == Kind::Adapter) {
         return Ok(output::print(&adapter(&args, manifest))?);
@@ -55,6 +66,21 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         text
     };
     Ok(output::print(&text)?)
+}
+
+/// What a network for pictures holds, if the model is one.
+fn of_network(args: &Args) -> Result<Option<String>, Failure> {
+    let Args {
+        model, size, json, ..
+    } = args;
+    let text = match (model.path(), model.stored().and_then(see::network_named)) {
+        (Some(path), _) if network::is_onnx(path) => {
+            network::file(&model.name, path, *size, *json)?
+        }
+        (None, Some(name)) if stored(model)?.is_none() => network::built(name, *size, *json)?,
+        _ => return Ok(None),
+    };
+    Ok(Some(text))
 }
 
 /// The manifest of a model that is in the store, if it is.

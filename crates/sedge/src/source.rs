@@ -102,6 +102,16 @@ impl Source {
                 if !path.exists() {
                     return Err(missing(path));
                 }
+                if path
+                    .extension()
+                    .is_some_and(|e| e.eq_ignore_ascii_case("onnx"))
+                {
+                    let what = format!(
+                        "{} is an ONNX file, which is for pictures here",
+                        path.display()
+                    );
+                    return Err(Failure::new(what).hint("sedge see, or sedge serve --vision"));
+                }
                 sedge_models::open_within(path, limit.map(NonZeroUsize::get))
                     .map_err(|e| Failure::about(path, &e))
             }

@@ -128,7 +128,7 @@ impl TestServer {
             ..mute.clone()
         };
         let server = runtime
-            .block_on(Server::bind(vec![parrot, mute, encoder], config))
+            .block_on(Server::bind(vec![parrot, mute, encoder], vec![], config))
             .unwrap();
         let address = server.address();
         let (shutdown, stopped) = oneshot::channel::<()>();
