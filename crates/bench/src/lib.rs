@@ -10,6 +10,7 @@ mod perplexity;
 mod plot;
 mod products;
 mod speed;
+mod vision;
 
 pub use agreement::{Agreement, agreement, agreement_between};
 pub use costs::measure_costs;
@@ -19,3 +20,4 @@ pub use perplexity::{Count, Perplexity, PerplexityError, PerplexityOptions, perp
 pub use plot::{Chart, Line, line_plot, sparkline};
 pub use products::{ProductCase, ProductFigure, ProductOptions, products};
 pub use speed::{Spread, Task, fill, generate, time, time_of};
+pub use vision::{OnnxRuntime, OnnxRuntimeError, VisionFigure, relative_error, vision};

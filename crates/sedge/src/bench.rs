@@ -7,6 +7,7 @@ mod memory;
 mod products;
 mod pull;
 mod serve;
+mod vision;
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -46,6 +47,8 @@ enum What {
     Memory(Box<memory::MemoryArgs>),
     /// Products alone, by type of weights, bits of activations and rows
     Products(products::ProductsArgs),
+    /// Networks that see, beside onnxruntime
+    Vision(vision::VisionArgs),
     /// Load on servers of the OpenAI API, and how they bear it
     Serve(Box<serve::ServeArgs>),
     /// Pulls from a hub on this machine, beside curl
@@ -150,6 +153,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         What::Adapters(args) => adapters::run(&args),
         What::Memory(args) => memory::run(&args),
         What::Products(args) => products::run(&args),
+        What::Vision(args) => vision::run(&args),
         What::Serve(args) => serve::run(&args),
         What::Pull(args) => pull::run(&args),
     }

@@ -1,6 +1,6 @@
 //! `sedge see`: what pictures show, what is where in them, what each pixel is.
 
-mod network;
+pub(crate) mod network;
 mod pictures;
 mod seer;
 

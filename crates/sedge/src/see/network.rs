@@ -51,6 +51,10 @@ pub(crate) struct NetworkOptions {
     /// Weights of a network that is built by its name: torchvision's, as safetensors
     #[arg(long, value_name = "FILE", help_heading = "Network")]
     pub(crate) weights: Option<PathBuf>,
+
+    /// Channels of a network that is built by its name, as a factor of its own
+    #[arg(long, value_name = "FACTOR", help_heading = "Network")]
+    pub(crate) width: Option<f32>,
 }
 
 /// A network, and what it is for.
@@ -64,17 +68,7 @@ pub(crate) struct Network {
 impl Network {
     /// Opens an ONNX file or builds a network.
     pub(crate) fn open(model: &str, options: &NetworkOptions) -> Result<Network, Failure> {
-        let path = Path::new(model);
-        let named = if path.exists() {
-            None
-        } else {
-            network_named(model)
-        };
-        let (mut graph, random) = match named {
-            Some(name) => build(name, options)?,
-            None => (read(path, options)?, false),
-        };
-        fuse(&mut graph);
+        let (graph, random) = graph(model, options)?;
         let task = Task::of(&graph, options.preset.as_deref());
         let mut task = task.map_err(|error| untold(model, &error))?;
         if let Some(file) = &options.labels {
@@ -106,6 +100,22 @@ impl Network {
     }
 }
 
+/// The graph of an ONNX file or of a network that is built, fused, and whether its weights are
+/// random.
+pub(crate) fn graph(model: &str, options: &NetworkOptions) -> Result<(Graph, bool), Failure> {
+    let path = Path::new(model);
+    let named = match path.exists() {
+        true => None,
+        false => network_named(model),
+    };
+    let (mut graph, random) = match named {
+        Some(name) => build(name, options)?,
+        None => (read(path, options)?, false),
+    };
+    fuse(&mut graph);
+    Ok((graph, random))
+}
+
 /// A network that Sedge can build.
 pub(crate) fn network_named(name: &str) -> Option<&'static str> {
     nets::names().into_iter().find(|known| *known == name)
@@ -124,6 +134,7 @@ fn build(name: &str, options: &NetworkOptions) -> Result<(Graph, bool), Failure>
     let options_of_net = nets::Options {
         size: options.size.map(|size| size.0),
         weights,
+        width: options.width.unwrap_or(1.0),
         ..nets::Options::default()
     };
     let graph = nets::build(name, options_of_net).map_err(|error| {
@@ -147,12 +158,11 @@ fn read(path: &Path, options: &NetworkOptions) -> Result<Graph, Failure> {
         let names = nets::names().join(", ");
         return Err(Failure::new(what).hint(format_args!("an ONNX file, or one of {names}")));
     }
-    if options.weights.is_some() {
-        let what = format!(
-            "--weights with {}: an ONNX file has its own",
-            path.display()
-        );
-        return Err(Failure::misused(what, "without --weights"));
+    let given = [(options.weights.is_some(), "--weights"), (options.width.is_some(), "--width")];
+    if let Some((_, option)) = given.iter().find(|(given, _)| *given) {
+        let path = path.display();
+        let what = format!("{option} with {path}: an ONNX file has its own");
+        return Err(Failure::misused(what, format_args!("without {option}")));
     }
     let model = Model::open(path).map_err(|error| Failure::about(path, &error))?;
     let asked = options.size.map(|size| size.0);
