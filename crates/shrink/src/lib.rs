@@ -18,6 +18,7 @@ mod shrink;
 pub mod stack;
 mod target;
 mod text;
+pub mod vision;
 mod work;
 
 pub use moment::{Moment, NotFinite, Spread};

@@ -4,6 +4,7 @@
 //! Everything that changes networks works on graphs.
 #![deny(missing_docs)]
 
+mod export;
 mod fuse;
 mod graph;
 mod kernel;
@@ -16,6 +17,7 @@ mod plan;
 mod program;
 pub mod task;
 
+pub use export::{ExportError, export};
 pub use fuse::fuse;
 pub use graph::{Graph, GraphError, Node, Value, ValueInfo};
 pub use lower::{LowerError, Sizes, Unsupported, lower};
