@@ -82,7 +82,9 @@ impl OnnxRuntime {
             })
             .collect();
         let answer = self.ask(&json!({ "inputs": encoded }))?;
-        let outputs = answer["outputs"].as_array().ok_or(OnnxRuntimeError::Answer)?;
+        let outputs = answer["outputs"]
+            .as_array()
+            .ok_or(OnnxRuntimeError::Answer)?;
         outputs
             .iter()
             .map(|output| {
@@ -187,7 +189,9 @@ pub fn vision(
 pub fn relative_error(a: &[f32], b: &[f32]) -> f64 {
     let largest = b.iter().fold(0f64, |max, &x| max.max(f64::from(x.abs())));
     let pairs = a.iter().zip(b);
-    let off = pairs.fold(0f64, |max, (&a, &b)| max.max((f64::from(a) - f64::from(b)).abs()));
+    let off = pairs.fold(0f64, |max, (&a, &b)| {
+        max.max((f64::from(a) - f64::from(b)).abs())
+    });
     match largest {
         0.0 => off,
         largest => off / largest,

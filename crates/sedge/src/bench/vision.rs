@@ -33,11 +33,22 @@ networks in 8 bits, in int8, measured in the same run.";
 #[command(after_help = ABOUT)]
 pub(super) struct VisionArgs {
     /// ONNX file, or a network that is built by its name (sedge see --help)
-    #[arg(short, long, value_name = "MODEL", default_value = "mobilenet-v3-large")]
+    #[arg(
+        short,
+        long,
+        value_name = "MODEL",
+        default_value = "mobilenet-v3-large"
+    )]
     model: Vec<String>,
 
     /// Threads that compute, with commas between
-    #[arg(short, long, value_name = "N", value_delimiter = ',', default_value = "1,2")]
+    #[arg(
+        short,
+        long,
+        value_name = "N",
+        value_delimiter = ',',
+        default_value = "1,2"
+    )]
     threads: Vec<NonZeroUsize>,
 
     /// A Python with onnxruntime, which runs the same in turns
@@ -106,7 +117,14 @@ pub(super) fn run(args: &VisionArgs) -> Result<(), Failure> {
         let file = file_for(model, &graph, peer.is_some())?;
         for &threads in &args.threads {
             line.show(figures.len() as u64, total, model);
-            let figure = one(args, model, &graph, threads.get(), peer.as_mut(), file.path());
+            let figure = one(
+                args,
+                model,
+                &graph,
+                threads.get(),
+                peer.as_mut(),
+                file.path(),
+            );
             let (figure, seen) = figure.map_err(|error| match &args.peer {
                 Some(python) => peerless(python, &error),
                 None => Failure::new(&error),
@@ -193,9 +211,10 @@ fn one(
         let pairs: Vec<(&[f32], &[usize])> = inputs.iter().copied().zip(shapes).collect();
         let outputs = peer.outputs(&pairs)?;
         program.run(&inputs, &team);
-        let off = outputs.iter().enumerate().map(|(i, theirs)| {
-            relative_error(program.output(i).0, theirs)
-        });
+        let off = outputs
+            .iter()
+            .enumerate()
+            .map(|(i, theirs)| relative_error(program.output(i).0, theirs));
         error = off.reduce(f64::max);
     }
     let turn = Duration::from_millis(args.turn);
@@ -204,9 +223,9 @@ fn one(
         true => layers(&mut program, &inputs, &team),
         false => Vec::new(),
     };
-    let in_bytes = graph.nodes().iter().any(|node| {
-        matches!(&node.op, Op::Conv(conv) if matches!(conv.weights, Weights::Int8 { .. }))
-    });
+    let in_bytes = graph.nodes().iter().any(
+        |node| matches!(&node.op, Op::Conv(conv) if matches!(conv.weights, Weights::Int8 { .. })),
+    );
     let peak = match in_bytes {
         true => int8_peak(&team),
         false => f32_peak(&team),
@@ -229,7 +248,9 @@ fn noise(count: usize) -> Vec<f32> {
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     (0..count)
         .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
             (state >> 40) as f32 / (1u64 << 23) as f32 * 2.0 - 2.0
         })
         .collect()
@@ -254,9 +275,18 @@ fn layers(program: &mut Program, inputs: &[&[f32]], team: &Team) -> Vec<(StepNam
 fn as_text(figures: &[Figure], version: Option<&str>) -> String {
     let ms = |spread: Spread| format!("{:.2} ms", spread.median * 1e3);
     let mut rows = vec![
-        ["network", "threads", "sedge", "of peak", "onnxruntime", "ratio", "range", "off by"]
-            .map(str::to_owned)
-            .to_vec(),
+        [
+            "network",
+            "threads",
+            "sedge",
+            "of peak",
+            "onnxruntime",
+            "ratio",
+            "range",
+            "off by",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
     ];
     for one in figures {
         let share = one.macs as f64 / one.figure.seconds.median / one.peak;
@@ -267,9 +297,12 @@ fn as_text(figures: &[Figure], version: Option<&str>) -> String {
             ms(one.figure.seconds),
             format!("{:.0} %", share * 100.0),
             one.figure.peer.map_or_else(String::new, ms),
-            one.figure.ratio.map_or_else(String::new, |s| format!("{:.2} ×", s.median)),
+            one.figure
+                .ratio
+                .map_or_else(String::new, |s| format!("{:.2} ×", s.median)),
             one.figure.ratio.map_or_else(String::new, range),
-            one.error.map_or_else(String::new, |error| format!("{error:.1e}")),
+            one.error
+                .map_or_else(String::new, |error| format!("{error:.1e}")),
         ]);
     }
     let mut text = table(&rows);
@@ -279,7 +312,9 @@ fn as_text(figures: &[Figure], version: Option<&str>) -> String {
     for one in figures.iter().filter(|one| !one.layers.is_empty()) {
         text += &format!("\n{}, {} threads\n", one.model, one.threads);
         let mut rows = vec![
-            ["operation", "node", "shape", "µs", "GMAC/s", "of peak"].map(str::to_owned).to_vec(),
+            ["operation", "node", "shape", "µs", "GMAC/s", "of peak"]
+                .map(str::to_owned)
+                .to_vec(),
         ];
         for (step, time) in &one.layers {
             let rate = step.macs as f64 / time.median;
@@ -287,7 +322,11 @@ fn as_text(figures: &[Figure], version: Option<&str>) -> String {
             rows.push(vec![
                 step.kind.clone(),
                 step.node.clone(),
-                step.shape.iter().map(usize::to_string).collect::<Vec<_>>().join("×"),
+                step.shape
+                    .iter()
+                    .map(usize::to_string)
+                    .collect::<Vec<_>>()
+                    .join("×"),
                 format!("{:.1}", time.median * 1e6),
                 given(format!("{:.1}", rate / 1e9)),
                 given(format!("{:.0} %", rate / one.peak * 100.0)),

@@ -158,7 +158,10 @@ fn read(path: &Path, options: &NetworkOptions) -> Result<Graph, Failure> {
         let names = nets::names().join(", ");
         return Err(Failure::new(what).hint(format_args!("an ONNX file, or one of {names}")));
     }
-    let given = [(options.weights.is_some(), "--weights"), (options.width.is_some(), "--width")];
+    let given = [
+        (options.weights.is_some(), "--weights"),
+        (options.width.is_some(), "--width"),
+    ];
     if let Some((_, option)) = given.iter().find(|(given, _)| *given) {
         let path = path.display();
         let what = format!("{option} with {path}: an ONNX file has its own");

@@ -48,6 +48,7 @@ pub(super) fn watch(
         .collect();
     let options = Options {
         sparse: Sparsity::Never,
+        ..Options::default()
     };
     let mut program = Program::new(&watched, options, team)?;
     for picture in pictures {
