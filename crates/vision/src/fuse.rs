@@ -1,6 +1,8 @@
 //! Fewer, larger operations that compute the same: norms in weights, activations and sums in the
 //! products that they follow, and the shapes in which exporters write hard-swish and its like.
 
+mod shapes;
+
 use std::sync::Arc;
 
 use crate::graph::{Graph, Node, Value};
@@ -17,10 +19,13 @@ pub fn fuse(graph: &mut Graph) {
         hard_swish,
         scale,
         nothing,
+        shapes::slices,
+        shapes::turned,
         into_weights,
         activation,
         sum,
         activation,
+        shapes::focus,
         rounding,
     ] {
         // Each rewrite makes the graph smaller or simpler, so this ends.
@@ -35,9 +40,17 @@ type Rewrite = fn(&View<'_>, &Node) -> Option<Change>;
 /// The node becomes another one, reading other values, or its value is that of another.
 enum Change {
     Node(Op, Vec<Value>),
+    /// It becomes several, of which the last makes its value.
+    Nodes(Vec<(Op, Vec<Made>)>),
     Same(Value),
     /// It becomes the node that makes this value, with the grid of its own output.
     Grid(Value),
+}
+
+/// What a new node reads: a value that is there, or what another new node makes.
+enum Made {
+    There(Value),
+    New(usize),
 }
 
 /// A graph with who makes and who reads what.
@@ -98,6 +111,7 @@ fn pass(graph: &mut Graph, rewrite: Rewrite) -> bool {
                 nodes[i].inputs = inputs;
                 graph.set_nodes(nodes);
             }
+            Change::Nodes(made) => insert(graph, i, made),
             Change::Same(value) => {
                 let node = graph.nodes()[i].clone();
                 graph.replace(node.output, value);
@@ -113,6 +127,41 @@ fn pass(graph: &mut Graph, rewrite: Rewrite) -> bool {
         at = 0;
     }
     changed
+}
+
+/// Puts new nodes in a node's place.
+fn insert(graph: &mut Graph, at: usize, made: Vec<(Op, Vec<Made>)>) {
+    let old = graph.nodes()[at].clone();
+    let mut nodes = graph.nodes().to_vec();
+    let last = made.len() - 1;
+    let mut values: Vec<Value> = Vec::with_capacity(made.len());
+    let mut new = Vec::with_capacity(made.len());
+    for (i, (op, inputs)) in made.into_iter().enumerate() {
+        let inputs: Vec<Value> = inputs
+            .into_iter()
+            .map(|input| match input {
+                Made::There(value) => value,
+                Made::New(i) => values[i],
+            })
+            .collect();
+        let output = match i == last {
+            true => old.output,
+            false => {
+                let shapes: Vec<&[usize]> = inputs.iter().map(|&x| graph.shape(x)).collect();
+                let shape = op.shape(&shapes).expect("a rewrite's shapes fit");
+                graph.value(&old.name, shape)
+            }
+        };
+        values.push(output);
+        new.push(Node {
+            name: old.name.clone(),
+            op,
+            inputs,
+            output,
+        });
+    }
+    nodes.splice(at..=at, new);
+    graph.set_nodes(nodes);
 }
 
 /// Padding with zeros that the convolution could do itself.
@@ -574,6 +623,67 @@ mod tests {
         graph.output(y);
         let graph = fused(graph, &["conv"]);
         assert_eq!(graph.nodes()[0].inputs.len(), 2);
+    }
+
+    #[test]
+    fn focus_is_a_wider_convolution() {
+        let mut graph = Graph::new();
+        let x = graph.input("x", &[1, 2, 8, 6]);
+        // As YOLOX writes it: rows first, then columns.
+        let cut = |axis: usize, start: usize, size: [usize; 4]| {
+            let mut op = (vec![0; 4], vec![1; 4]);
+            op.0[axis] = start;
+            op.1[axis] = 2;
+            Op::Slice {
+                start: op.0,
+                step: op.1,
+                size: size.to_vec(),
+            }
+        };
+        let mut parts = Vec::new();
+        for (down, along) in [(0, 0), (1, 0), (0, 1), (1, 1)] {
+            let rows = graph
+                .push("rows", cut(2, down, [1, 2, 4, 6]), &[x])
+                .unwrap();
+            parts.push(
+                graph
+                    .push("columns", cut(3, along, [1, 2, 4, 3]), &[rows])
+                    .unwrap(),
+            );
+        }
+        let y = graph.push("concat", Op::Concat(1), &parts).unwrap();
+        let y = graph.push("conv", conv(8, 3, 3), &[y]).unwrap();
+        graph.output(y);
+        fused(graph, &["conv"]);
+    }
+
+    #[test]
+    fn heads_are_joined_as_they_lie() {
+        let mut graph = Graph::new();
+        let x = graph.input("x", &[1, 3, 4, 2]);
+        let y = graph
+            .push("a", Op::Activation(Activation::Relu), &[x])
+            .unwrap();
+        let z = graph
+            .push("b", Op::Activation(Activation::Sigmoid), &[x])
+            .unwrap();
+        let y = graph.push("y", Op::Reshape(vec![1, 3, 8]), &[y]).unwrap();
+        let z = graph.push("z", Op::Reshape(vec![1, 3, 8]), &[z]).unwrap();
+        let all = graph.push("all", Op::Concat(2), &[y, z]).unwrap();
+        let all = graph
+            .push("turned", Op::Transpose(vec![0, 2, 1]), &[all])
+            .unwrap();
+        graph.output(all);
+        let kinds = [
+            "activation",
+            "activation",
+            "transpose",
+            "reshape",
+            "transpose",
+            "reshape",
+            "concat",
+        ];
+        fused(graph, &kinds);
     }
 
     #[test]

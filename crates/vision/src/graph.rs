@@ -251,7 +251,7 @@ impl Graph {
         whole.then_some((head, tail))
     }
 
-    fn value(&mut self, name: &str, shape: Vec<usize>) -> Value {
+    pub(crate) fn value(&mut self, name: &str, shape: Vec<usize>) -> Value {
         let mut unique = name.to_owned();
         let mut n = 1;
         while self.find(&unique).is_some() {

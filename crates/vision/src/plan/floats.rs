@@ -253,10 +253,10 @@ impl Planner<'_> {
         let mut channel = 0;
         for &input in &node.inputs {
             let shape = self.shape(input);
-            let there = self
-                .parts
-                .get(&input)
-                .is_some_and(|part| part.whole == node.output);
+            // A part may have been made elsewhere, where its kernel wanted it plain.
+            let there = self.places[input.index()].get(&Form::Pixels).is_some_and(|place| {
+                (place.buffer, place.offset) == (whole.buffer, whole.offset + channel)
+            });
             if !there {
                 let mut read = self.want(input, Form::Pixels);
                 if read.buffer == whole.buffer {
