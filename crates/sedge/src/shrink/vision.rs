@@ -42,7 +42,7 @@ pub(super) struct VisionArgs {
     correct: bool,
 
     /// With --correct, leave out in so many steps, more at first
-    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(long, value_name = "N", default_value = "1", requires = "correct")]
     steps: NonZeroUsize,
 
     /// With --sparse, the classifier too
@@ -108,8 +108,9 @@ fn parse_size(text: &str) -> Result<[usize; 2], String> {
     fits.ok_or_else(|| "a size is rows × columns, such as 320x320".to_owned())
 }
 
-/// Pictures that are made up when there are none.
+/// Pictures that are made up when there are none, and what they are called.
 const NOISE: usize = 8;
+const NOISE_NAME: &str = "noise";
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     refuse_others(args)?;
@@ -152,6 +153,15 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     sedge_formats::replace(&args.output, |file| file.write_all(&bytes))
         .map_err(|e| Failure::file(&args.output, &e))?;
 
+    if args.model.path().is_none() {
+        output::note(format_args!(
+            "{} has random weights: it is for measuring speed and knows nothing",
+            args.model.name
+        ));
+    }
+    if seen.is_noise() && (args.vision.int8 || args.vision.correct) {
+        output::note("values are those of noise: --calibrate FOLDER, with pictures, is better");
+    }
     let seconds = start.elapsed().as_secs_f64();
     let text = match args.json {
         true => format!("{:#}\n", as_json(args, &done, &seen, seconds)),
@@ -213,13 +223,8 @@ fn open(args: &Args) -> Result<(Graph, u64), Failure> {
                 ..nets::Options::default()
             };
             let name = args.model.stored().unwrap_or(&args.model.name);
-            let graph = nets::build(name, options);
-            let graph =
-                graph.map_err(|e| Failure::new(e).hint("an ONNX file, or one of these names"))?;
-            output::note(format_args!(
-                "{name} has random weights: for measuring speed, it knows nothing"
-            ));
-            graph
+            nets::build(name, options)
+                .map_err(|e| Failure::new(e).hint("an ONNX file, or one of these names"))?
         }
     };
     fuse(&mut graph);
@@ -244,17 +249,16 @@ struct Seen {
 }
 
 impl Seen {
+    fn is_noise(&self) -> bool {
+        self.what == NOISE_NAME
+    }
+
     fn of(args: &Args, graph: &Graph) -> Result<Seen, Failure> {
         if args.calibrate.as_os_str() == "self" {
-            if args.vision.int8 || args.vision.correct {
-                output::note(
-                    "there are no pictures, so values are those of noise: --calibrate FOLDER is better",
-                );
-            }
             return Ok(Seen {
                 calibration: noise(graph, NOISE, 1),
                 compared: noise(graph, NOISE / 2, 2),
-                what: "noise",
+                what: NOISE_NAME,
             });
         }
         let task = Task::of(graph, args.vision.preset.as_deref()).map_err(|e| failure(args, e))?;
