@@ -1,6 +1,7 @@
 //! `sedge shrink`: a model made smaller, to a scheme or into a budget, and what that cost.
 
 mod stack;
+mod vision;
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -32,6 +33,8 @@ Examples:
   sedge shrink ./model-dir --to ppl:+2% -o small.gguf        the smallest that is as good
   sedge shrink model.gguf --to stack -o any-size.gguf        one file for any memory
   sedge shrink model.gguf --to q3_k --method awq --calibrate notes.txt -o small.gguf
+  sedge shrink net.onnx --sparse 0.9 -o sparse.onnx          a network that sees, mostly zeros
+  sedge shrink net.onnx --sparse 0.3,group=8 --int8 --calibrate photos/ -o small.onnx
 
 TARGET is a scheme (w8a8, w4a16, w4a8kv4, w4a4kv4, w3a16, w2a16: bits of weights, activations,
 keys and values), a type (q4_k, iq4_xs, q3_k …), fit:SIZE for a file of at most that size,
@@ -40,28 +43,40 @@ is used as there is memory for, which may change while it serves (sedge serve --
 
 The model reads a calibration text while it is rounded: one of yours, best of the kind that it
 will see, or one that it writes itself. What is done is kept in OUT.gguf.shrinking until the file
-is whole: the same command goes on where an interrupted one ended, but for stacks.";
+is whole: the same command goes on where an interrupted one ended, but for stacks.
+
+Networks that see (ONNX files, or names such as mobilenet-v1 for one with random weights) become
+sparse, integers, or both; they look at pictures, or at noise, instead of a text.";
 
 #[derive(clap::Args)]
 #[command(after_help = ABOUT)]
 pub(crate) struct Args {
-    /// GGUF file, Hugging Face folder, or `seedling`, the built-in model
+    /// GGUF file, Hugging Face folder, `seedling`, the built-in model, or ONNX file
     #[arg(value_name = "MODEL")]
     model: Source,
 
     /// What it is to become
-    #[arg(long, value_name = "TARGET")]
-    to: Target,
+    #[arg(
+        long,
+        value_name = "TARGET",
+        required_unless_present_any = ["sparse", "int8"],
+        conflicts_with_all = ["sparse", "int8"]
+    )]
+    to: Option<Target>,
 
-    /// GGUF file to write
-    #[arg(short, long, value_name = "OUT.gguf")]
+    #[command(flatten)]
+    vision: vision::VisionArgs,
+
+    /// File to write: GGUF, or ONNX of networks that see
+    #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
 
     /// How matrices are rounded
     #[arg(long, value_enum, value_name = "HOW", default_value = "gptq")]
     method: How,
 
-    /// Text that the model reads, UTF-8; `self` for one that it writes
+    /// Text that the model reads, UTF-8; `self` for one that it writes. Of networks that see, a
+    /// picture or a folder of some; `self` for noise
     #[arg(long, value_name = "FILE", default_value = "self")]
     calibrate: PathBuf,
 
@@ -132,20 +147,24 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
                 .hint("--force, to replace it"),
         );
     }
+    let Some(to) = args.to else {
+        return vision::run(&args);
+    };
+    args.vision.refuse()?;
     let start = Instant::now();
     let team = Team::new(machine::threads(args.threads));
     let mut line = ProgressLine::new();
     let origin = args.model.origin()?;
     let refused = origin.refuse_same(&args.output);
     refused.map_err(|e| failure(&args, e.into()))?;
-    if args.to == Target::Stack {
+    if to == Target::Stack {
         stack::refuse_others(&args)?;
     }
     if !args.requantise {
         sedge_shrink::whole(&origin).map_err(|e| failure(&args, e))?;
     }
     let text = Text::of(&args, &team, &mut line)?;
-    if args.to == Target::Stack {
+    if to == Target::Stack {
         return stack::run(&args, &origin, &text, &team, &mut line, start);
     }
     let mut job = Job {
@@ -155,7 +174,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         text,
         line,
     };
-    let done = match args.to {
+    let done = match to {
         Target::Scheme(scheme) => {
             let types = sedge_shrink::by_scheme(&job.origin, &scheme);
             job.once(&types.map_err(|e| failure(&args, e))?, &args.output)?
@@ -201,9 +220,9 @@ struct Job<'a> {
 }
 
 /// Bits of activations that are written into the file.
-fn activations(target: &Target) -> Option<(u8, bool)> {
+fn activations(target: Option<Target>) -> Option<(u8, bool)> {
     match target {
-        Target::Scheme(scheme) if scheme.activations < 8 => {
+        Some(Target::Scheme(scheme)) if scheme.activations < 8 => {
             Some((scheme.activations as u8, scheme.mixed))
         }
         _ => None,
@@ -211,9 +230,9 @@ fn activations(target: &Target) -> Option<(u8, bool)> {
 }
 
 /// The type of keys and values that is written into the file.
-fn kv(target: &Target) -> Option<&'static str> {
+fn kv(target: Option<Target>) -> Option<&'static str> {
     match target {
-        Target::Scheme(scheme) => match scheme.kv? {
+        Some(Target::Scheme(scheme)) => match scheme.kv? {
             4 => Some("q4"),
             _ => Some("q8"),
         },
@@ -225,7 +244,7 @@ fn kv(target: &Target) -> Option<&'static str> {
 fn options(args: &Args) -> Options {
     Options {
         method: args.method.into(),
-        activations: activations(&args.to),
+        activations: activations(args.to),
         anew: args.restart,
         ..Options::default()
     }
@@ -266,7 +285,7 @@ impl Job<'_> {
             output,
             team,
             &|file| {
-                if let Some(kv) = kv(&args.to) {
+                if let Some(kv) = kv(args.to) {
                     file.set(KV_TYPE, Value::String(kv.into()));
                 }
             },
@@ -355,7 +374,7 @@ impl Text {
         })?;
         let length = LENGTH.min(opened.model.config().context);
         // One type for all, each value to the nearest, needs no text.
-        let looks = !matches!(args.to, Target::Scheme(_)) || options(args).looks();
+        let looks = !matches!(args.to, Some(Target::Scheme(_))) || options(args).looks();
         let count = if looks {
             args.tokens.get().div_ceil(length)
         } else {
@@ -401,7 +420,7 @@ impl Text {
         };
         let calibration = write(count, 1);
         let compared = compared.unwrap_or_else(|| match args.to {
-            Target::Stack => Vec::new(),
+            Some(Target::Stack) => Vec::new(),
             _ => write(COMPARED / 2, 2),
         });
         Ok(Text {

@@ -581,6 +581,65 @@ fn a_shrunk_model_answers_in_fewer_bytes() {
 }
 
 #[test]
+fn networks_that_see_become_sparse_and_integers() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let small = ["--size", "32x32", "--json"];
+    let out = path("sparse.onnx");
+    let args = [
+        "shrink",
+        "mobilenet-v3-small",
+        "--sparse",
+        "0.5,group=8",
+        "-o",
+        &out,
+    ];
+    let report: Value = serde_json::from_str(&text(run(&[&args[..], &small].concat()))).unwrap();
+    let sparse = &report["sparse"];
+    assert!(
+        (sparse["sparsity"].as_f64().unwrap() - 0.5).abs() < 0.01,
+        "{sparse}"
+    );
+    assert!(sparse["compared"]["relative_error"].as_f64().unwrap() > 0.0);
+    // What was written is read again, and is what it was made.
+    let whole = path("int8.onnx");
+    let args = ["shrink", &out, "--int8", "-o", &whole, "--json"];
+    let report: Value = serde_json::from_str(&text(run(&args))).unwrap();
+    let bytes = |i: usize| report["bytes"][i].as_u64().unwrap();
+    assert!(bytes(1) * 3 < bytes(0), "{report}");
+    let again = path("again.onnx");
+    for (args, why) in [
+        (["shrink", &whole, "--int8", "-o", &again], "8 bits already"),
+        (
+            ["shrink", &whole, "--sparse=0.5", "-o", &again],
+            "8 bits already",
+        ),
+        (["shrink", &out, "--int8", "-o", &whole], "exists"),
+        (["shrink", &out, "--int8", "-fo", &out], "over itself"),
+        (
+            ["shrink", "mobilenet-v9", "--int8", "-o", &again],
+            "mobilenet-v1",
+        ),
+        (
+            ["shrink", &out, "--int8", "-o", "/no/such/folder/x.onnx"],
+            "/no/such/folder",
+        ),
+    ] {
+        let error = complaint(run(&args), 1);
+        assert!(error.contains(why), "{error}");
+    }
+    assert!(!std::path::Path::new(&again).exists());
+    for wrong in ["0", "1", "nan", "0.5,block=0", "0.5,fast=1"] {
+        complaint(run(&["shrink", &out, "--sparse", wrong, "-o", &again]), 2);
+    }
+    complaint(run(&["shrink", &out, "-o", &again]), 2);
+    complaint(
+        run(&["shrink", &out, "--to", "q4_k", "--int8", "-o", &again]),
+        2,
+    );
+}
+
+#[test]
 fn help_and_version_are_answers() {
     assert!(text(run(&["--help"])).contains("Examples:"));
     for command in [

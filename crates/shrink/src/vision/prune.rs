@@ -141,7 +141,7 @@ impl Layer {
 pub struct Pruned {
     /// The layers that were pruned.
     pub layers: Vec<Layer>,
-    /// How many runs of channels are in another order now.
+    /// How many nodes' outputs are in another order now.
     pub rearranged: usize,
     /// Products of one pass, before and after.
     pub macs: [u64; 2],

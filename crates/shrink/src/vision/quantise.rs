@@ -121,7 +121,6 @@ struct Chosen {
 impl Chosen {
     fn of(graph: &Graph) -> Chosen {
         let mut on: HashSet<Value> = HashSet::new();
-        let picture = |value: Value| graph.shape(value).len() == 4;
         for node in graph.nodes() {
             if matches!(node.op, Op::Conv(_)) {
                 on.extend(node.inputs.iter().chain([&node.output]));
@@ -144,7 +143,7 @@ impl Chosen {
             let between = copied
                 || match &node.op {
                     Op::Pool(..) | Op::Scale(_) | Op::Concat(1) | Op::Activation(_) => true,
-                    Op::Affine { .. } => true,
+                    Op::Affine { .. } | Op::Linear { .. } => true,
                     Op::Binary(binary, _) => matches!(binary, Binary::Add | Binary::Mul),
                     Op::Reduce {
                         reduction: Reduction::Mean,
@@ -153,9 +152,10 @@ impl Chosen {
                     } => axes[..] == [2, 3],
                     _ => false,
                 };
-            // Of matrices, those that a classifier reads.
-            let shaped = picture(y) || graph.shape(y).len() == 2 && picture(x);
-            let reads = node.inputs.iter().all(|&x| picture(x));
+            // Of matrices, those of a classifier.
+            let drawn = |value: Value| matches!(graph.shape(value).len(), 2 | 4);
+            let shaped = drawn(y);
+            let reads = node.inputs.iter().all(|&x| drawn(x));
             if between && shaped && reads && on.contains(&x) && !outputs.contains(&y) {
                 on.extend(node.inputs.iter().chain([&y]));
             }
