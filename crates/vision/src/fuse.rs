@@ -240,8 +240,8 @@ fn channelwise(view: &View<'_>, node: &Node) -> Option<Change> {
     Some(Change::Node(op, node.inputs.clone()))
 }
 
-/// The parts of an affine map without an activation.
-fn parts(op: &Op) -> Option<(&Arc<[f32]>, &Arc<[f32]>)> {
+/// The factors and summands of an affine map without an activation.
+fn parts(op: &Op) -> Option<(&[f32], &[f32])> {
     match op {
         Op::Affine {
             scale,

@@ -60,7 +60,7 @@ pub struct GraphError {
     pub node: String,
     /// What is wrong with it.
     #[source]
-    pub error: OpError,
+    pub error: Box<OpError>,
 }
 
 impl Graph {
@@ -121,7 +121,7 @@ impl Graph {
         let shapes: Vec<&[usize]> = inputs.iter().map(|&x| self.shape(x)).collect();
         let shape = op.shape(&shapes).map_err(|error| GraphError {
             node: name.to_owned(),
-            error,
+            error: Box::new(error),
         })?;
         let output = self.value(name, shape);
         self.nodes.push(Node {

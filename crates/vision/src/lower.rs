@@ -130,7 +130,7 @@ pub(crate) enum Refusal {
 
 impl From<GraphError> for Refusal {
     fn from(error: GraphError) -> Refusal {
-        Refusal::Op(error.error)
+        Refusal::Op(*error.error)
     }
 }
 

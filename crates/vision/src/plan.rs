@@ -88,6 +88,7 @@ impl<'a> Planner<'a> {
             let place = planner.fresh(input, Form::Plain);
             inputs.push((place, graph.shape(input).iter().product()));
             planner.put(input, place);
+            planner.round(input);
         }
         if !planner.planes {
             planner.find_parts();

@@ -1,9 +1,7 @@
 //! How far a network's outputs are from another's.
 
-use std::sync::OnceLock;
-
 use sedge_kernels::Team;
-use sedge_vision::{Graph, Options, Program, reference};
+use sedge_vision::{Graph, Options, Program};
 
 use super::{Pictures, VisionError};
 
@@ -67,20 +65,6 @@ fn outputs(
     pictures: &Pictures,
     team: &Team,
 ) -> Result<Vec<Vec<Vec<f32>>>, VisionError> {
-    let rounded = graph.nodes().iter().map(|node| node.output);
-    if rounded
-        .chain(graph.inputs().iter().copied())
-        .any(|x| graph.info(x).quant.is_some())
-    {
-        // The reference rounds every value as its grid says, whatever kernels there are.
-        let found: Vec<OnceLock<Vec<Vec<f32>>>> =
-            pictures.iter().map(|_| OnceLock::new()).collect();
-        team.run(pictures.len(), &|i| {
-            let x: Vec<&[f32]> = pictures[i].iter().map(|x| &x[..]).collect();
-            found[i].get_or_init(|| reference(graph, &x));
-        });
-        return Ok(found.into_iter().filter_map(OnceLock::into_inner).collect());
-    }
     let mut program = Program::new(graph, Options::default(), team)?;
     let run = |picture: &Vec<Vec<f32>>| {
         let x: Vec<&[f32]> = picture.iter().map(|x| &x[..]).collect();

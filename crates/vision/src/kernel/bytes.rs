@@ -8,9 +8,9 @@ use super::{Run, Scratch};
 /// What a step does to 8-bit values.
 pub(crate) enum ByteKernel {
     /// Reads bytes, and bytes that are added with the grid that they are on.
-    Conv(Int8Conv, Option<Quant>),
+    Conv(Box<Int8Conv>, Option<Quant>),
     /// The same, but writes real numbers.
-    ConvToFloat(Int8Conv, Option<Quant>),
+    ConvToFloat(Box<Int8Conv>, Option<Quant>),
     /// From real numbers.
     Quantize(Quant),
     /// To real numbers.

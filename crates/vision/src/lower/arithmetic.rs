@@ -280,8 +280,19 @@ impl Lowering<'_> {
                 }
             }
         };
-        let weights: Vec<f32> = b.to_floats().iter().map(|x| alpha * x).collect();
-        let op = linear(&weights, k, n, turned, bias);
+        let op = match self.stored(node, 1)?.weights(0) {
+            // Integers stay integers.
+            Ok(weights @ Weights::Int8 { .. }) if turned && alpha == 1.0 => Op::Linear {
+                weights,
+                bias: bias.into(),
+                outputs: n,
+                activation: Activation::Identity,
+            },
+            _ => {
+                let weights: Vec<f32> = b.to_floats().iter().map(|x| alpha * x).collect();
+                linear(&weights, k, n, turned, bias)
+            }
+        };
         Ok(vec![self.apply(node, op, &[a])?])
     }
 

@@ -190,10 +190,10 @@ impl Lowering<'_> {
             }
             "VALID" => {}
             auto @ ("SAME_UPPER" | "SAME_LOWER") => {
-                for axis in 0..2 {
-                    let steps = size[axis].div_ceil(stride[axis]).max(1) - 1;
+                for (axis, &size) in size.iter().enumerate() {
+                    let steps = size.div_ceil(stride[axis]).max(1) - 1;
                     let reach = (kernel[axis] - 1) * dilation[axis] + 1;
-                    let all = (steps * stride[axis] + reach).saturating_sub(size[axis]);
+                    let all = (steps * stride[axis] + reach).saturating_sub(size);
                     let less = all / 2;
                     let (before, after) = match auto {
                         "SAME_UPPER" => (less, all - less),
@@ -212,12 +212,12 @@ impl Lowering<'_> {
 /// Widens the pads below and to the right so that a last, partial window fits; never one that
 /// would see nothing but padding.
 fn rounded_up(mut window: Window, size: [usize; 2]) -> Window {
-    for axis in 0..2 {
+    for (axis, size) in size.into_iter().enumerate() {
         let reach = (window.kernel[axis] - 1) * window.dilation[axis] + 1;
-        let padded = size[axis] + window.pads[axis] + window.pads[axis + 2];
+        let padded = size + window.pads[axis] + window.pads[axis + 2];
         let over = padded.saturating_sub(reach) % window.stride[axis];
         let starts = padded.saturating_sub(reach) / window.stride[axis] + 1;
-        let last_is_inside = starts * window.stride[axis] < size[axis] + window.pads[axis];
+        let last_is_inside = starts * window.stride[axis] < size + window.pads[axis];
         if over > 0 && last_is_inside {
             window.pads[axis + 2] += window.stride[axis] - over;
         }

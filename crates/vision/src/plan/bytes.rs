@@ -46,7 +46,7 @@ impl Planner<'_> {
                     conv.activation,
                     to.unwrap_or(from),
                 );
-                let kernel = made.or_else(|error| self.refuse(error))?;
+                let kernel = Box::new(made.or_else(|error| self.refuse(error))?);
                 let add = grids.get(1).copied();
                 match to {
                     Some(_) => ByteKernel::Conv(kernel, add),
@@ -81,7 +81,7 @@ impl Planner<'_> {
                     *activation,
                     to.unwrap_or(from),
                 );
-                let kernel = made.or_else(|error| self.refuse(error))?;
+                let kernel = Box::new(made.or_else(|error| self.refuse(error))?);
                 let read = self.want(x, Form::Bytes).seen_as(Form::Bytes, shape);
                 let (kernel, form) = match to {
                     Some(_) => (ByteKernel::Conv(kernel, None), Form::Bytes),

@@ -254,9 +254,11 @@ impl Planner<'_> {
         for &input in &node.inputs {
             let shape = self.shape(input);
             // A part may have been made elsewhere, where its kernel wanted it plain.
-            let there = self.places[input.index()].get(&Form::Pixels).is_some_and(|place| {
-                (place.buffer, place.offset) == (whole.buffer, whole.offset + channel)
-            });
+            let there = self.places[input.index()]
+                .get(&Form::Pixels)
+                .is_some_and(|place| {
+                    (place.buffer, place.offset) == (whole.buffer, whole.offset + channel)
+                });
             if !there {
                 let mut read = self.want(input, Form::Pixels);
                 if read.buffer == whole.buffer {
