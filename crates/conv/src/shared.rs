@@ -35,10 +35,8 @@ pub(crate) fn part(i: usize, parts: usize, all: usize) -> std::ops::Range<usize>
     start..start + each + usize::from(i < longer)
 }
 
-/// How many tasks to cut `units` of work into: one a thread can balance nothing, many cost time.
+/// How many tasks to cut `units` of work into: one a thread, so that threads mostly come back to
+/// the rows that are in their caches.
 pub(crate) fn tasks(units: usize, threads: usize) -> usize {
-    match threads {
-        1 => units.min(1),
-        _ => units.min(4 * threads),
-    }
+    units.min(threads)
 }

@@ -2,7 +2,7 @@
 //! costs fewer walks through page tables.
 
 /// Asks for large pages for memory that has not been touched yet. A hint: it may do nothing.
-pub(crate) fn ask<T>(memory: &[T]) {
+pub fn ask<T>(memory: &[T]) {
     #[cfg(target_os = "linux")]
     {
         const PAGE: usize = 4096;

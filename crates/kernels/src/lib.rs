@@ -43,6 +43,7 @@ pub use dtype::DType;
 pub use elementwise::{add_assign, add_bias, gelu, gelu_mul, scale, silu_mul, softcap};
 pub use factor::Factor;
 pub use kv::{KvCentre, KvPages, KvShape, KvType, PAGE_TOKENS};
+pub use large_pages::ask as ask_for_large_pages;
 pub use low_rank::{LowRankTerm, add_low_rank};
 pub use matmul::matmul;
 pub use matrix::{Matrix, MatrixError};

@@ -5,9 +5,7 @@ mod bytes;
 mod floats;
 mod planes;
 
-use std::ops::{Deref, DerefMut};
-
-use sedge_conv::{Picture, PictureMut, Shape};
+use sedge_conv::{Aligned, Picture, PictureMut, Shape};
 use sedge_kernels::Team;
 
 use crate::nd;
@@ -21,57 +19,34 @@ pub(crate) use planes::{PlaneKernel, plane_stride};
 /// Memory of a program: buffers that steps read and write, and scratch of single steps.
 #[derive(Default)]
 pub(crate) struct Buffers {
-    pub(crate) floats: Vec<Buffer>,
-    pub(crate) bytes: Vec<Vec<u8>>,
+    pub(crate) floats: Vec<Option<Aligned>>,
+    pub(crate) bytes: Vec<Option<Aligned<u8>>>,
     pub(crate) scratch: Scratch,
 }
 
 /// What a kernel needs while it runs.
 #[derive(Default)]
 pub(crate) struct Scratch {
-    pub(crate) floats: Vec<f32>,
-    pub(crate) bytes: Vec<u8>,
+    pub(crate) floats: Option<Aligned>,
+    pub(crate) bytes: Option<Aligned<u8>>,
 }
 
-/// Values that begin with a cache line.
-#[derive(Default)]
-pub(crate) struct Buffer {
-    values: Vec<f32>,
-    start: usize,
-}
-
-impl Buffer {
-    pub(crate) fn new(count: usize) -> Buffer {
-        const LINE: usize = 64;
-        let values = vec![0.0f32; count + LINE / size_of::<f32>()];
-        // What a vector holds does not move when the vector does.
-        let start = values
-            .as_ptr()
-            .align_offset(LINE)
-            .min(LINE / size_of::<f32>());
-        Buffer { values, start }
+impl Scratch {
+    pub(crate) fn floats(&mut self) -> &mut [f32] {
+        self.floats.as_mut().map_or(&mut [], Aligned::values_mut)
     }
-}
 
-impl Deref for Buffer {
-    type Target = [f32];
-
-    fn deref(&self) -> &[f32] {
-        &self.values[self.start..]
-    }
-}
-
-impl DerefMut for Buffer {
-    fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.values[self.start..]
+    pub(crate) fn bytes(&mut self) -> &mut [u8] {
+        self.bytes.as_mut().map_or(&mut [], Aligned::values_mut)
     }
 }
 
 impl Buffers {
     pub(crate) fn size(&self) -> usize {
-        let floats: usize = self.floats.iter().map(|buffer| buffer.len()).sum();
-        let bytes: usize = self.bytes.iter().map(Vec::len).sum();
-        4 * (floats + self.scratch.floats.len()) + bytes + self.scratch.bytes.len()
+        let floats = self.floats.iter().chain([&self.scratch.floats]).flatten();
+        let bytes = self.bytes.iter().chain([&self.scratch.bytes]).flatten();
+        let floats: usize = floats.map(|x| size_of_val(x.values())).sum();
+        floats + bytes.map(|x| x.values().len()).sum::<usize>()
     }
 }
 
@@ -152,7 +127,8 @@ pub(crate) struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn floats(&self, i: usize) -> &'a [f32] {
-        &self.buffers.floats[self.reads[i].buffer]
+        let buffer = &self.buffers.floats[self.reads[i].buffer];
+        buffer.as_ref().map_or(&[], Aligned::values)
     }
 
     /// An input as pixels.
@@ -167,7 +143,8 @@ impl<'a> Run<'a> {
 
     /// An input in 8 bits.
     fn bytes(&self, i: usize) -> Picture<'a, u8> {
-        self.reads[i].picture(&self.buffers.bytes[self.reads[i].buffer])
+        let buffer = &self.buffers.bytes[self.reads[i].buffer];
+        self.reads[i].picture(buffer.as_ref().map_or(&[], Aligned::values))
     }
 }
 

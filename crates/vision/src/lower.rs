@@ -82,10 +82,16 @@ pub enum LowerError {
         /// Its type.
         found: String,
     },
+    /// More nodes than any network that sees has.
+    #[error("{0} nodes; networks of more than {MOST} are not read")]
+    Large(usize),
     /// An output that is a constant or is not made.
     #[error("output {0:?} does not depend on any input")]
     Output(String),
 }
+
+/// Rewriting a graph takes time quadratic in its nodes: this bounds it to seconds.
+const MOST: usize = 20_000;
 
 fn list(unsupported: &[Unsupported]) -> String {
     let mut lines: Vec<String> = Vec::new();
@@ -157,6 +163,9 @@ pub(crate) fn unsupported<T>(why: impl Into<String>) -> Result<T, Refusal> {
 /// Reads a file's graph. Sizes that the file leaves open are taken from `sizes`; of its channels
 /// three are taken.
 pub fn lower(model: &onnx::Model, sizes: Sizes) -> Result<Graph, LowerError> {
+    if model.graph.nodes.len() > MOST {
+        return Err(LowerError::Large(model.graph.nodes.len()));
+    }
     let mut lowering = Lowering {
         graph: Graph::new(),
         known: HashMap::new(),
@@ -236,9 +245,16 @@ pub fn lower(model: &onnx::Model, sizes: Sizes) -> Result<Graph, LowerError> {
 fn input_shape(input: &onnx::ValueInfo, sizes: Sizes) -> Result<Vec<usize>, LowerError> {
     let dims = input.shape.as_deref().unwrap_or(&[]);
     let picture = dims.len() == 4;
-    let open = || LowerError::Open {
-        input: input.name.clone(),
-        shape: format!("{dims:?}"),
+    let open = || {
+        let sizes = dims.iter().map(|dim| match dim {
+            onnx::Dim::Fixed(size) => size.to_string(),
+            onnx::Dim::Symbol(name) => name.clone(),
+            onnx::Dim::Unknown => "?".to_owned(),
+        });
+        LowerError::Open {
+            input: input.name.clone(),
+            shape: format!("[{}]", sizes.collect::<Vec<_>>().join(", ")),
+        }
     };
     let shape: Vec<usize> = dims
         .iter()

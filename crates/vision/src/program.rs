@@ -4,6 +4,7 @@
 use std::mem::take;
 use std::time::{Duration, Instant};
 
+use sedge_conv::Aligned;
 use sedge_kernels::Team;
 
 use crate::graph::Graph;
@@ -36,8 +37,8 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             sparse: Sparsity::default(),
-            cache: 512 << 10,
-            band: 256 << 10,
+            cache: 128 << 10,
+            band: 128 << 10,
         }
     }
 }
@@ -138,15 +139,19 @@ impl Program {
     pub fn output(&self, i: usize) -> (&[f32], &[usize]) {
         let (place, shape) = &self.outputs[i];
         let count: usize = shape.iter().product();
-        let values = &self.buffers.floats[place.buffer][place.offset..][..count];
-        (values, shape)
+        let values = self.buffers.floats[place.buffer]
+            .as_ref()
+            .map_or(&[][..], Aligned::values);
+        (&values[place.offset..][..count], shape)
     }
 
     fn take_in(&mut self, inputs: &[&[f32]]) {
         assert_eq!(inputs.len(), self.inputs.len(), "inputs");
         for (&(place, count), x) in self.inputs.iter().zip(inputs) {
             assert_eq!(x.len(), count, "values of an input");
-            self.buffers.floats[place.buffer][place.offset..][..count].copy_from_slice(x);
+            if let Some(values) = &mut self.buffers.floats[place.buffer] {
+                values.values_mut()[place.offset..][..count].copy_from_slice(x);
+            }
         }
     }
 }
@@ -159,17 +164,19 @@ fn run(buffers: &mut Buffers, step: &Step, team: &Team) {
     let bytes = matches!(&step.kernel, Kernel::Byte(kernel) if !kernel.writes_floats());
     if bytes {
         let mut out = take(&mut buffers.bytes[buffer]);
-        if let Kernel::Byte(kernel) = &step.kernel {
-            kernel.run(&step.on(buffers, team), &mut out, &mut scratch);
+        if let (Kernel::Byte(kernel), Some(out)) = (&step.kernel, &mut out) {
+            kernel.run(&step.on(buffers, team), out.values_mut(), &mut scratch);
         }
         buffers.bytes[buffer] = out;
     } else {
         let mut out = take(&mut buffers.floats[buffer]);
-        let on = step.on(buffers, team);
-        match &step.kernel {
-            Kernel::Float(kernel) => kernel.run(&on, &mut out, &mut scratch),
-            Kernel::Plane(kernel) => kernel.run(&on, &mut out, &mut scratch),
-            Kernel::Byte(kernel) => kernel.run_to_floats(&on, &mut out, &mut scratch),
+        if let Some(out) = &mut out {
+            let (on, out) = (step.on(buffers, team), out.values_mut());
+            match &step.kernel {
+                Kernel::Float(kernel) => kernel.run(&on, out, &mut scratch),
+                Kernel::Plane(kernel) => kernel.run(&on, out, &mut scratch),
+                Kernel::Byte(kernel) => kernel.run_to_floats(&on, out, &mut scratch),
+            }
         }
         buffers.floats[buffer] = out;
     }

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use sedge_kernels::Team;
 
+use crate::Aligned;
 use crate::{Picture, Shape, Window};
 
 use super::gather::Gather;
@@ -102,7 +103,7 @@ pub(super) struct Gemm {
     zero: u8,
     quads: usize,
     panels: Vec<Panel>,
-    weights: Vec<[i8; 64]>,
+    weights: Aligned<[i8; 64]>,
     start: Vec<[i32; PANEL]>,
 }
 
@@ -120,13 +121,14 @@ impl Gemm {
         let columns = inputs * taps;
         let quads = columns.next_multiple_of(run) / 4;
         let each = out / groups;
+        let mut packed: Vec<[i8; 64]> = Vec::new();
         let mut gemm = Gemm {
             window,
             inputs,
             zero,
             quads,
             panels: Vec::new(),
-            weights: Vec::new(),
+            weights: Aligned::zeros(0),
             start: Vec::new(),
         };
         let strips = each.div_ceil(16);
@@ -139,12 +141,12 @@ impl Gemm {
                     group,
                     output: group * each + 16 * first,
                     outputs,
-                    strip: gemm.weights.len() / quads,
+                    strip: packed.len() / quads,
                     strips: outputs.div_ceil(16),
                 };
                 let mut start = [0; PANEL];
-                let base = gemm.weights.len();
-                gemm.weights.resize(base + panel.strips * quads, [0i8; 64]);
+                let base = packed.len();
+                packed.resize(base + panel.strips * quads, [0i8; 64]);
                 for (i, start) in start.iter_mut().enumerate().take(outputs) {
                     let w = &weights[(panel.output + i) * columns..][..columns];
                     let sum: i32 = w.iter().map(|w| i32::from(*w)).sum();
@@ -153,13 +155,14 @@ impl Gemm {
                         // Of [inputs, taps] to [taps, inputs], as pixels lie.
                         let column = j % taps * inputs + j / taps;
                         let quad = base + i / 16 * quads + column / 4;
-                        gemm.weights[quad][i % 16 * 4 + column % 4] = *w;
+                        packed[quad][i % 16 * 4 + column % 4] = *w;
                     }
                 }
                 gemm.panels.push(panel);
                 gemm.start.push(start);
             }
         }
+        gemm.weights = Aligned::of(&packed);
         gemm
     }
 
@@ -294,7 +297,8 @@ impl Gemm {
                         x: from.as_ptr(),
                         stride,
                         rows,
-                        weights: &self.weights[strip * self.quads..][..strips * self.quads],
+                        weights: &self.weights.values()[strip * self.quads..]
+                            [..strips * self.quads],
                         quads: self.quads,
                         start,
                     };

@@ -10,7 +10,7 @@ use super::isa::{Isa, Work};
 use super::lanes::Lanes;
 use super::planes::{Planes, PlanesMut, Target};
 use super::strip::{PANEL, Strip, widest};
-use crate::Activation;
+use crate::{Activation, Aligned};
 
 /// Bytes of pixels that are used for all outputs before the next are. Lists for few outputs read
 /// a vector for every multiplication or two, and are only fast from the first level of cache;
@@ -37,7 +37,7 @@ pub struct Sparse {
     /// Inputs, list after list.
     indices: Vec<u32>,
     /// For each panel of a block, for each input of its list, the weights of the panel's outputs.
-    values: Vec<f32>,
+    values: Aligned,
     /// Of all outputs of all blocks, 0 for those that do not exist.
     biases: Vec<f32>,
     isa: Isa,
@@ -128,7 +128,7 @@ impl Sparse {
             order,
             starts,
             indices,
-            values,
+            values: Aligned::of(&values),
             biases,
             isa,
         })
@@ -177,7 +177,7 @@ impl Sparse {
         size_of_val(&*self.order)
             + size_of_val(&*self.starts)
             + size_of_val(&*self.indices)
-            + size_of_val(&*self.values)
+            + size_of_val(self.values.values())
             + size_of_val(&*self.biases)
     }
 
@@ -308,7 +308,7 @@ impl Sparse {
                     Strip {
                         indices: self.indices.as_ptr().add(start),
                         count: end - start,
-                        values: self.values.as_ptr().add(values),
+                        values: self.values.values().as_ptr().add(values),
                         biases: self.biases.as_ptr().add(panel),
                         rows: height.min(last - panel),
                         x: (x.0.add(at), x.1),

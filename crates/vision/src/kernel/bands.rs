@@ -4,9 +4,9 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use sedge_conv::{self as conv, Operand, Picture, PictureMut, Shape};
+use sedge_conv::{self as conv, Aligned, Operand, Picture, PictureMut, Shape};
 
-use super::{Buffer, Run};
+use super::Run;
 use crate::op::Activation;
 
 /// One of the operations.
@@ -50,8 +50,8 @@ pub(crate) struct Bands {
 }
 
 pub(crate) struct Memory {
-    pub(crate) values: Vec<Buffer>,
-    pub(crate) scratch: Vec<f32>,
+    pub(crate) values: Vec<Aligned>,
+    pub(crate) scratch: Aligned,
 }
 
 impl Bands {
@@ -92,7 +92,10 @@ impl Bands {
                 let shape = self.stages[step.stage - 1].shape;
                 let line = shape.w * shape.c;
                 let h = step.from.len();
-                Picture::new(&values[step.from.start * line..], Shape { h, ..shape })
+                Picture::new(
+                    &values.values()[step.from.start * line..],
+                    Shape { h, ..shape },
+                )
             }
         };
         let shape = Shape {
@@ -102,6 +105,7 @@ impl Bands {
         let mut y = match own.first_mut().filter(|_| !last) {
             Some(values) => {
                 let line = shape.w * shape.c;
+                let values = values.values_mut();
                 values.copy_within(step.keep.start * line..step.keep.end * line, 0);
                 PictureMut::new(&mut values[step.at * line..], shape)
             }
@@ -115,7 +119,7 @@ impl Bands {
                 let add = stage
                     .side
                     .map(|side| rows(run.pixels(side), step.rows.clone()));
-                forms[step.form].run(x, add, &mut y, &mut memory.scratch, run.team);
+                forms[step.form].run(x, add, &mut y, memory.scratch.values_mut(), run.team);
             }
             Work::Scale(activation) => {
                 let side = stage.side.expect("a scale has factors");

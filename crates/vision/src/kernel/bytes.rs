@@ -49,7 +49,7 @@ impl ByteKernel {
         match self {
             ByteKernel::ConvToFloat(conv, quant) => {
                 let add = quant.map(|quant| (run.bytes(1), quant));
-                conv.run_f32(run.bytes(0), add, &mut y, &mut scratch.bytes, run.team);
+                conv.run_f32(run.bytes(0), add, &mut y, scratch.bytes(), run.team);
             }
             ByteKernel::Dequantize(quant) => {
                 int8::dequantize(run.bytes(0), *quant, &mut y, run.team);
@@ -64,7 +64,7 @@ impl ByteKernel {
         match self {
             ByteKernel::Conv(conv, quant) => {
                 let add = quant.map(|quant| (x(1), quant));
-                conv.run(x(0), add, &mut y, &mut scratch.bytes, run.team);
+                conv.run(x(0), add, &mut y, scratch.bytes(), run.team);
             }
             ByteKernel::Quantize(quant) => {
                 int8::quantize(run.pixels(0), *quant, &mut y, run.team);

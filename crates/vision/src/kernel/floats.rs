@@ -64,10 +64,10 @@ impl FloatKernel {
         match self {
             FloatKernel::Conv(conv) => {
                 let add = (run.reads.len() > 1).then(|| x(1));
-                conv.run(x(0), add, &mut y, &mut scratch.floats, team);
+                conv.run(x(0), add, &mut y, scratch.floats(), team);
             }
             FloatKernel::ConvTranspose(conv) => {
-                conv.run(x(0), None, &mut y, &mut scratch.floats, team);
+                conv.run(x(0), None, &mut y, scratch.floats(), team);
             }
             FloatKernel::Pool(pooling, window) => {
                 let pooled = conv::pool(*pooling, *window, x(0), &mut y, team);

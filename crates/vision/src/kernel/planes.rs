@@ -67,7 +67,7 @@ impl PlaneKernel {
                 product.run(x(0), add, &mut y, team);
             }
             PlaneKernel::Depthwise(conv) => conv.run(x(0), &mut y, team),
-            PlaneKernel::Conv(conv) => conv.run(x(0), &mut y, &mut scratch.floats, team),
+            PlaneKernel::Conv(conv) => conv.run(x(0), &mut y, scratch.floats(), team),
             PlaneKernel::Scale(activation) => {
                 copy(x(0), &mut y);
                 y.scale(run.plain(1), *activation, team);

@@ -3,13 +3,11 @@
 use std::ops::Range;
 use std::sync::Mutex;
 
-use sedge_conv::{self as conv, Shape, Window};
+use sedge_conv::{self as conv, Aligned, Shape, Window};
 
 use super::{Planner, conv_shape, given};
 use crate::graph::{Graph, Value};
-use crate::kernel::{
-    Bands, Buffer, FloatKernel, Form, Kernel, Memory, Move, Stage, Work, as_picture,
-};
+use crate::kernel::{Bands, FloatKernel, Form, Kernel, Memory, Move, Stage, Work, as_picture};
 use crate::op::{Conv, Op, Weights};
 use crate::program::ProgramError;
 
@@ -223,9 +221,9 @@ impl Planner<'_> {
         let scratch = scratch(&stages, &plans, input);
         let memory = || Memory {
             values: (0..nodes.len() - 1)
-                .map(|i| Buffer::new(rooms[i] * shapes[i].w * shapes[i].c))
+                .map(|i| Aligned::zeros(rooms[i] * shapes[i].w * shapes[i].c))
                 .collect(),
-            scratch: vec![0.0; scratch],
+            scratch: Aligned::zeros(scratch),
         };
         let memory = (0..tasks).map(|_| Mutex::new(memory())).collect();
         let bands = Bands {

@@ -1,6 +1,8 @@
 //! Memory of a plan: values that are never there at once share it.
 
-use crate::kernel::{Buffer, Form, Kernel, Place};
+use sedge_conv::Aligned;
+
+use crate::kernel::{Form, Kernel, Place};
 use crate::plan::{Plan, Step};
 
 /// Values while a plan is made, each in memory of its own.
@@ -75,8 +77,14 @@ impl Memory {
         plan.outputs.iter_mut().for_each(|(place, _)| moved(place));
 
         let buffers = &mut plan.buffers;
-        buffers.floats = sizes[0].iter().map(|&count| Buffer::new(count)).collect();
-        buffers.bytes = sizes[1].iter().map(|&count| vec![0; count]).collect();
+        buffers.floats = sizes[0]
+            .iter()
+            .map(|&count| Some(Aligned::zeros(count)))
+            .collect();
+        buffers.bytes = sizes[1]
+            .iter()
+            .map(|&count| Some(Aligned::zeros(count)))
+            .collect();
         let (mut floats, mut bytes) = (0, 0);
         for Step {
             kernel,
@@ -92,8 +100,8 @@ impl Memory {
                 Kernel::Byte(kernel) => bytes = bytes.max(kernel.scratch(reads[0].shape, threads)),
             }
         }
-        buffers.scratch.floats = vec![0.0; floats];
-        buffers.scratch.bytes = vec![0; bytes];
+        buffers.scratch.floats = Some(Aligned::zeros(floats));
+        buffers.scratch.bytes = Some(Aligned::zeros(bytes));
         plan
     }
 }
