@@ -37,8 +37,8 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             sparse: Sparsity::default(),
-            cache: 128 << 10,
-            band: 128 << 10,
+            cache: 64 << 10,
+            band: 64 << 10,
         }
     }
 }

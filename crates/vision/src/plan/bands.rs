@@ -11,6 +11,8 @@ use crate::kernel::{Bands, FloatKernel, Form, Kernel, Memory, Move, Stage, Work,
 use crate::op::{Conv, Op, Weights};
 use crate::program::ProgramError;
 
+/// Weights of a chain: each band reads them all again, so they stay in the second cache.
+const WEIGHTS: u64 = 64 << 10;
 /// Weights that are not repeated for other paddings.
 const FEW_WEIGHTS: usize = 16 << 10;
 
@@ -28,6 +30,7 @@ pub(super) fn find(graph: &Graph, worth: usize) -> Chains {
             continue;
         }
         let mut chain = vec![first];
+        let mut weights = nodes[first].op.weights();
         loop {
             let last = chain[chain.len() - 1];
             let value = nodes[last].output;
@@ -42,7 +45,8 @@ pub(super) fn find(graph: &Graph, worth: usize) -> Chains {
                 && fits(graph, next)
                 // What is added or multiplied with is there before the chain begins.
                 && nodes[next].inputs[1..].iter().all(|&side| is_before(graph, side, first));
-            if !inner {
+            weights += nodes[next].op.weights();
+            if !inner || weights > WEIGHTS {
                 break;
             }
             chain.push(next);
