@@ -246,7 +246,7 @@ impl Conv {
                 let steps = |p: Picture| Steps::of(shape.h, shape.w, p.stride(), [1, 1]);
                 let add = add.map(|add| Added {
                     values: add.values(),
-                    steps: match walk.lines {
+                    steps: match walk.pictures * walk.lines {
                         1 => Steps::of(1, 1, add.stride(), [1, 1]),
                         _ => steps(add),
                     },

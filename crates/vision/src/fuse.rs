@@ -178,7 +178,12 @@ fn pads(view: &View<'_>, node: &Node) -> Option<Change> {
     else {
         return None;
     };
-    let pixels_only = before.len() == 4 && before[..2] == [0, 0] && after[..2] == [0, 0];
+    let small = |pads: &[usize]| pads.iter().all(|&pad| pad <= 1024);
+    let pixels_only = before.len() == 4
+        && before[..2] == [0, 0]
+        && after[..2] == [0, 0]
+        && [before, after].iter().all(|pads| small(pads))
+        && small(&conv.window.pads);
     pixels_only.then(|| {
         let mut conv = conv.clone();
         for (pad, more) in conv
@@ -255,7 +260,10 @@ fn parts(op: &Op) -> Option<(&[f32], &[f32])> {
 /// The one factor and summand of an affine map that does the same to all channels.
 fn uniform(op: &Op) -> Option<(f32, f32)> {
     let (scale, shift) = parts(op)?;
-    let alike = |x: &[f32]| x.iter().all(|&y| y == x[0]).then(|| x[0]);
+    let alike = |x: &[f32]| {
+        let first = *x.first()?;
+        x.iter().all(|&y| y == first).then_some(first)
+    };
     Some((alike(scale)?, alike(shift)?))
 }
 
@@ -399,7 +407,7 @@ fn into_weights(view: &View<'_>, node: &Node) -> Option<Change> {
     let scaled = |weights: &Weights| -> Option<Weights> {
         match weights {
             Weights::Float(values) => {
-                let each = values.len() / scale.len();
+                let each = values.len() / scale.len().max(1);
                 let rows = values.chunks_exact(each.max(1)).zip(scale.iter());
                 let values = rows.flat_map(|(row, &s)| row.iter().map(move |x| x * s));
                 Some(Weights::Float(values.collect()))

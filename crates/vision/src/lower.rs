@@ -90,6 +90,11 @@ pub enum LowerError {
     Output(String),
 }
 
+/// Inputs of one operator, which become as many nodes.
+pub(crate) const MOST_INPUTS: usize = 1024;
+/// Values of all constants that a file makes of others, and products summed for them.
+const BUDGET: u64 = 1 << 30;
+
 /// Rewriting a graph takes time quadratic in its nodes: this bounds it to seconds.
 const MOST: usize = 20_000;
 
@@ -170,6 +175,7 @@ pub fn lower(model: &onnx::Model, sizes: Sizes) -> Result<Graph, LowerError> {
         graph: Graph::new(),
         known: HashMap::new(),
         opset: model.opset,
+        budget: BUDGET,
     };
     lowering.graph.metadata = model.metadata.clone();
     for tensor in &model.graph.initializers {
@@ -277,9 +283,22 @@ pub(crate) struct Lowering<'a> {
     graph: Graph,
     known: HashMap<&'a str, Known>,
     opset: i64,
+    /// What is left of [`BUDGET`].
+    budget: u64,
 }
 
 impl<'a> Lowering<'a> {
+    /// Takes the work of folding a constant from the budget.
+    pub(crate) fn spend(&mut self, work: usize) -> Result<(), Refusal> {
+        match self.budget.checked_sub(work as u64) {
+            Some(left) => {
+                self.budget = left;
+                Ok(())
+            }
+            None => wrong("its constants take more than a network's"),
+        }
+    }
+
     fn is(&self, name: &str, value: Value) -> bool {
         matches!(self.known.get(name), Some(Known::Value(known)) if *known == value)
     }
@@ -320,7 +339,15 @@ impl<'a> Lowering<'a> {
             })
             .collect();
         if let Some(constants) = constants {
+            let shapes: Vec<&[usize]> = constants.iter().map(|x| &x.shape[..]).collect();
+            let shape = op.shape(&shapes)?;
+            let macs = op.macs(shapes[0], &shape);
+            let values: usize = shape.iter().product();
+            self.spend(values.saturating_add(usize::try_from(macs).unwrap_or(usize::MAX)))?;
             return Ok(Known::Constant(fold(&op, &constants)?));
+        }
+        if self.graph.nodes().len() >= MOST {
+            return wrong(format!("the network has more than {MOST} operations"));
         }
         let values: Vec<Value> = inputs
             .iter()

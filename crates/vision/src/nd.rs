@@ -193,6 +193,9 @@ pub(crate) fn pad<T: Copy>(
     size: &[usize],
     out: &mut [T],
 ) {
+    if out.is_empty() {
+        return;
+    }
     let own = strides(shape);
     let to = strides(size);
     // For each axis and output index, how far into the input it is; none where nothing is.

@@ -376,6 +376,10 @@ pub enum OpError {
 
 /// More values than this (4 GiB of f32) in one value of a graph are taken for a mistake.
 pub(crate) const LARGEST: usize = 1 << 30;
+/// Axes of a value.
+pub(crate) const MOST_AXES: usize = 32;
+/// Steps of a transposed convolution, rows times columns: each has weights of its own.
+const MOST_PHASES: usize = 4096;
 
 impl Op {
     /// Its name in tables and errors.
@@ -491,6 +495,12 @@ impl Op {
                     )));
                 }
                 let [rows, columns] = conv.window.output(h, w)?;
+                // The picture with its pads, which kernels may copy.
+                let pads = conv.window.pads;
+                let padded = [n, c, h + pads[0] + pads[2], w + pads[1] + pads[3]];
+                if nd::count(&padded).is_none_or(|count| count > LARGEST) {
+                    return Err(wrong("its pads are more than 4 GiB"));
+                }
                 let each = (conv.inputs / groups).checked_mul(conv.window.taps());
                 exactly(
                     "weights",
@@ -520,6 +530,9 @@ impl Op {
                         "channels do not divide into {groups} groups"
                     )));
                 }
+                if conv.window.stride[0].saturating_mul(conv.window.stride[1]) > MOST_PHASES {
+                    return Err(wrong("its strides are larger than any network's"));
+                }
                 // Refuses what no convolution has, before sizes are multiplied.
                 conv.window
                     .output(usize::from(u16::MAX) * 2, usize::from(u16::MAX) * 2)?;
@@ -536,7 +549,8 @@ impl Op {
                     let window = conv.window;
                     let reach = (window.kernel[axis] - 1) * window.dilation[axis] + 1;
                     let full = size.checked_sub(1)? * window.stride[axis] + reach + conv.more[axis];
-                    full.checked_sub(window.pads[axis] + window.pads[axis + 2])
+                    let left = full.checked_sub(window.pads[axis] + window.pads[axis + 2]);
+                    left.filter(|&size| size > 0)
                 };
                 match (along(0, h), along(1, w)) {
                     (Some(rows), Some(columns)) => vec![n, conv.outputs, rows, columns],
@@ -722,6 +736,12 @@ impl Op {
                 _ => return Err(wrong(&format!("it does not broadcast to {shape:?}"))),
             },
         };
+        if shape.len() > MOST_AXES {
+            return Err(wrong(&format!(
+                "{} axes are more than {MOST_AXES}",
+                shape.len()
+            )));
+        }
         match nd::count(&shape) {
             Some(count) if count <= LARGEST => Ok(shape),
             _ => Err(wrong(&format!("{shape:?} is more than 4 GiB"))),

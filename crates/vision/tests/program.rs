@@ -121,3 +121,69 @@ fn a_graph_that_is_cut_anywhere_computes_the_same() {
     }
     assert!(cuts > 10, "{cuts} places to cut");
 }
+
+/// What is joined reads what is joined: no kernel writes where it reads.
+#[test]
+fn joined_values_may_be_made_of_each_other() {
+    use sedge_vision::{Activation, Conv, Op, Pool, Value, Weights, Window};
+    let conv = |graph: &mut Graph, x: Value, outputs: usize| {
+        let inputs = graph.shape(x)[1];
+        let count = inputs * outputs * 9;
+        let op = Op::Conv(Conv {
+            weights: Weights::Float(
+                (0..count)
+                    .map(|i| (i * 37 % 19) as f32 / 90.0 - 0.1)
+                    .collect(),
+            ),
+            bias: Vec::new().into(),
+            outputs,
+            inputs,
+            groups: 1,
+            window: Window::square(3, 1, 1),
+            activation: Activation::Relu,
+        });
+        graph.push("conv", op, &[x]).unwrap()
+    };
+    let mut graph = Graph::new();
+    let x = graph.input("x", &[1, 3, 9, 7]);
+    // Of a value that is joined after what is made of it.
+    let a = conv(&mut graph, x, 4);
+    let f = conv(&mut graph, a, 5);
+    let pool = graph
+        .push("pool", Op::Pool(Pool::Max, Window::square(5, 1, 2)), &[a])
+        .unwrap();
+    let first = graph.push("first", Op::Concat(1), &[f, pool, a]).unwrap();
+    // Of channels that are cut out of what is joined.
+    let cut = Op::Slice {
+        start: vec![0, 1, 0, 0],
+        step: vec![1; 4],
+        size: vec![1, 2, 9, 7],
+    };
+    let some = graph.push("some", cut, &[a]).unwrap();
+    let g = conv(&mut graph, some, 3);
+    let second = graph.push("second", Op::Concat(1), &[a, g]).unwrap();
+    // Of what is joined twice over.
+    let h = conv(&mut graph, first, 2);
+    let inner = graph.push("inner", Op::Concat(1), &[h, second]).unwrap();
+    let third = graph
+        .push("third", Op::Concat(1), &[first, inner, x])
+        .unwrap();
+    graph.output(third);
+    let x = input(&graph);
+    let expected = reference(&graph, &[&x]);
+    let team = Team::new(2);
+    for options in [
+        Options::default(),
+        Options {
+            cache: 1,
+            band: 1,
+            ..Options::default()
+        },
+    ] {
+        let mut program = Program::new(&graph, options, &team).unwrap();
+        program.run(&[&x], &team);
+        for (a, b) in program.output(0).0.iter().zip(&expected[0]) {
+            assert!((a - b).abs() < 1e-4, "{a}, not {b}");
+        }
+    }
+}

@@ -278,11 +278,12 @@ impl Seen {
             return Err(Failure::new(what).hint("a folder of JPEG, PNG or WebP files"));
         }
         // What is compared on was not calibrated on, if there is more than one.
-        let left = (all.len() / 4).min(NOISE);
+        let left = (all.len() / 4).clamp(usize::from(all.len() > 1), NOISE);
         let compared = match left {
             0 => all.clone(),
             left => all.split_off(all.len() - left),
         };
+        all.truncate(args.vision.pictures.get());
         Ok(Seen {
             calibration: all,
             compared,

@@ -2,7 +2,7 @@
 
 use super::constant::{Constant, Data};
 use super::{Known, Lowering, Reader, Refusal, axes_of, axis_of, unsupported, wrong};
-use crate::op::{Activation, Binary, Function, Op, Reduction, Weights};
+use crate::op::{Activation, Binary, Function, LARGEST, Op, Reduction, Weights};
 
 type Made = Result<Vec<Known>, Refusal>;
 
@@ -69,8 +69,9 @@ impl Lowering<'_> {
             "GlobalMaxPool" => self.global(node, Reduction::Max),
             "MatMul" => self.matmul(node),
             "Gemm" => self.gemm(node),
-            "Equal" | "Greater" | "Less" | "GreaterOrEqual" | "LessOrEqual" | "And" | "Or"
-            | "Mod" => self.compare(node, op),
+            "Equal" | "Greater" | "Less" | "GreaterOrEqual" | "LessOrEqual" | "And" | "Or" => {
+                self.compare(node, op)
+            }
             "Not" => self.not(node),
             "Where" => self.choose(node),
             _ => return None,
@@ -145,6 +146,9 @@ impl Lowering<'_> {
 
     /// Two inputs or more, one after the other.
     fn many(&mut self, node: &Reader<'_>, binary: Binary) -> Made {
+        if node.inputs() > super::MOST_INPUTS {
+            return wrong(format!("{} inputs", node.inputs()));
+        }
         let mut all = node.input(0)?;
         for i in 1..node.inputs() {
             all = self.binary(node, binary, all, node.input(i)?)?;
@@ -263,6 +267,9 @@ impl Lowering<'_> {
         if node.int("transA", 0)? != 0 {
             return unsupported("transA");
         }
+        if self.shape(&a).len() != 2 {
+            return wrong("its first input is no matrix");
+        }
         let turned = node.int("transB", 0)? != 0;
         let (k, n) = match (&b.shape[..], turned) {
             (&[n, k], true) => (k, n),
@@ -272,6 +279,9 @@ impl Lowering<'_> {
         let bias = match node.constant(2)? {
             None => Vec::new(),
             Some(c) => {
+                if !matches!(c.shape[..], [] | [_] | [1, _]) {
+                    return unsupported("a C with values for each row");
+                }
                 let c = c.to_floats();
                 match c.len() {
                     1 => vec![beta * c[0]; n],
@@ -303,7 +313,11 @@ impl Lowering<'_> {
         let Some(shape) = crate::nd::broadcast(&a.shape, &b.shape) else {
             return wrong("sizes do not broadcast");
         };
-        let mut out = vec![0i64; crate::nd::count(&shape).unwrap_or(0)];
+        let Some(count) = crate::nd::count(&shape).filter(|&count| count <= LARGEST) else {
+            return wrong(format!("{shape:?} is more than 4 GiB"));
+        };
+        self.spend(count)?;
+        let mut out = vec![0i64; count];
         let (x, y) = (a.to_floats(), b.to_floats());
         let f = |a: f32, b: f32| match op {
             "Equal" => i64::from(a == b),
@@ -312,8 +326,7 @@ impl Lowering<'_> {
             "Less" => i64::from(a < b),
             "LessOrEqual" => i64::from(a <= b),
             "And" => i64::from(a != 0.0 && b != 0.0),
-            "Or" => i64::from(a != 0.0 || b != 0.0),
-            _ => a.rem_euclid(b) as i64,
+            _ => i64::from(a != 0.0 || b != 0.0),
         };
         crate::nd::binary((&x, &a.shape), (&y, &b.shape), &shape, &mut out, f);
         Ok(vec![Known::Constant(Constant::ints(shape, out))])

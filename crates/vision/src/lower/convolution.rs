@@ -180,11 +180,11 @@ impl Lowering<'_> {
         match node.string("auto_pad", "NOTSET")?.as_str() {
             "NOTSET" | "" => {
                 if let Some(pads) = node.ints("pads")? {
-                    let all: Option<Vec<usize>> =
-                        pads.iter().map(|&x| usize::try_from(x).ok()).collect();
+                    let size = |x: i64| u16::try_from(x).ok().map(usize::from);
+                    let all: Option<Vec<usize>> = pads.iter().map(|&x| size(x)).collect();
                     window.pads = match all.as_deref() {
                         Some(&[a, b, c, d]) => [a, b, c, d],
-                        _ => return wrong(format!("pads {pads:?} are not four numbers")),
+                        _ => return wrong(format!("pads {pads:?} are not four sizes")),
                     };
                 }
             }

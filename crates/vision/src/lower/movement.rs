@@ -3,7 +3,7 @@
 use super::constant::{Constant, Data, Kind};
 use super::{Known, Lowering, Reader, Refusal, axes_of, axis_of, unsupported, wrong};
 use crate::nd;
-use crate::op::{Axis, Fill, LARGEST, Op};
+use crate::op::{Axis, Fill, LARGEST, MOST_AXES, Op};
 
 type Made = Result<Vec<Known>, Refusal>;
 
@@ -62,6 +62,7 @@ impl Lowering<'_> {
     fn constant_of_shape(&mut self, node: &Reader<'_>) -> Made {
         let shape = sizes(&required(node.constant_ints(0)?, "its shape")?)?;
         let count = counted(&shape)?;
+        self.spend(count)?;
         let made = match node.node.tensor("value")? {
             None => Constant::floats(shape, vec![0.0; count]),
             Some(tensor) => match Constant::of(tensor).filter(|x| x.len() == 1) {
@@ -336,6 +337,9 @@ impl Lowering<'_> {
         let mut rest = self.shape(&x).into_iter();
         let axes = required(node.ints_of("axes", 1)?, "its axes")?;
         let rank = rest.len() + axes.len();
+        if rank > MOST_AXES {
+            return wrong(format!("{rank} axes are more than {MOST_AXES}"));
+        }
         let axes = axes_of(&axes, rank)?;
         let to = (0..rank).map(|i| match axes.contains(&i) {
             true => 1,
@@ -522,6 +526,7 @@ impl Lowering<'_> {
         if to.iter().any(|&x| x == 0 || x > LARGEST) || h == 0 || w == 0 {
             return wrong(format!("{shape:?} to {to:?}"));
         }
+        counted(&[n, c, to[0], to[1]])?;
         let rows = how.axis(h, to[0], scales[0])?;
         let columns = how.axis(w, to[1], scales[1])?;
         Ok(vec![self.apply(
@@ -640,7 +645,7 @@ fn sizes(ints: &[i64]) -> Result<Vec<usize>, Refusal> {
 
 fn counted(shape: &[usize]) -> Result<usize, Refusal> {
     match nd::count(shape) {
-        Some(count) if count <= LARGEST => Ok(count),
+        Some(count) if count <= LARGEST && shape.len() <= MOST_AXES => Ok(count),
         _ => wrong(format!("{shape:?} is more than 4 GiB")),
     }
 }

@@ -78,6 +78,7 @@ fn fits(graph: &Graph, node: usize) -> bool {
             conv.is_pointwise()
                 || (window.dilation == [1, 1]
                     && window.pads[0] < window.kernel[0]
+                    && window.pads[2] < window.kernel[0]
                     && matches!(&conv.weights, Weights::Float(x) if x.len() <= FEW_WEIGHTS))
         }
         Op::Scale(_) => true,

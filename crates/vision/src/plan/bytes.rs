@@ -120,11 +120,13 @@ impl Planner<'_> {
                     ..
                 },
                 Some(to),
-            ) if self.is_picture(x) && axes[..] == [2, 3] => {
+            ) if self.is_picture(x) && axes[..] == [2, 3] && self.sums_fit(x) => {
                 return Ok(self.byte_mean(node, from, to));
             }
             (Op::Pool(Pool::Average { .. }, window), Some(to))
-                if window.kernel[..] == self.graph.shape(x)[2..] && window.pads == [0; 4] =>
+                if window.kernel[..] == self.graph.shape(x)[2..]
+                    && window.pads == [0; 4]
+                    && self.sums_fit(x) =>
             {
                 return Ok(self.byte_mean(node, from, to));
             }
@@ -154,6 +156,12 @@ impl Planner<'_> {
     fn bytes(&mut self, node: &Node, kernel: ByteKernel, reads: &[Place]) {
         let write = self.fresh(node.output, Form::Bytes);
         self.made(node, Kernel::Byte(kernel), reads, write);
+    }
+
+    /// Whether sums of a picture's bytes are 32-bit integers.
+    fn sums_fit(&self, x: crate::graph::Value) -> bool {
+        let Shape { h, w, .. } = self.shape(x);
+        h * w <= 1 << 23
     }
 
     /// Whether values lie alike before and after: all of one pixel.

@@ -178,7 +178,11 @@ impl Planner<'_> {
 
     /// The node's result is what a kernel makes of these places, in pixels.
     fn pixels(&mut self, node: &Node, kernel: FloatKernel, reads: &[Place]) {
-        let write = self.target(node.output);
+        let mut write = self.target(node.output);
+        if reads.iter().any(|place| place.buffer == write.buffer) {
+            // A kernel cannot write where it reads: what is joined is then copied.
+            write = self.fresh(node.output, Form::Pixels);
+        }
         self.made(node, Kernel::Float(kernel), reads, write);
     }
 

@@ -19,9 +19,10 @@ pub(super) fn preset(
     let ultralytics = value("task").filter(|_| value("names").is_some());
     let name = match (ultralytics, &shapes[..]) {
         (Some("classify"), [[1, _]]) => "yolo-classify",
-        (_, [[1, n, row]]) if *n == places && *row > 5 => "yolox",
-        (_, [[1, n, row]]) if *n == 3 * places && *row > 5 => "yolov5",
-        (_, [[1, column, n]]) if *n == places && *column > 4 => "yolov8",
+        (None, [[1, n, row]]) if *n == places && *row > 5 => "yolox",
+        // Poses and turned boxes have outputs of the same kind that mean something else.
+        (None | Some("detect"), [[1, n, row]]) if *n == 3 * places && *row > 5 => "yolov5",
+        (None | Some("detect"), [[1, column, n]]) if *n == places && *column > 4 => "yolov8",
         (_, [[1, n, 4], [1, m, _]] | [[1, m, _], [1, n, 4]])
             if n == m && *n == ssd::count(size) =>
         {
