@@ -36,6 +36,15 @@ impl ByteKernel {
         }
     }
 
+    /// Whether each value is made of values at the same place alone.
+    pub(crate) fn is_each(&self) -> bool {
+        use ByteKernel::{Copy, Dequantize, Pair, Quantize, Table};
+        matches!(
+            self,
+            Quantize(_) | Dequantize(_) | Pair(..) | Table(_) | Copy
+        )
+    }
+
     /// Whether it writes real numbers.
     pub(crate) fn writes_floats(&self) -> bool {
         matches!(
