@@ -21,7 +21,7 @@ const CHUNK: usize = 4 * PAGE;
 ///
 /// # Safety
 /// They are.
-unsafe trait Number: Copy {}
+pub unsafe trait Number: Copy {}
 
 // SAFETY: numbers are.
 unsafe impl Number for f32 {}
@@ -75,7 +75,6 @@ impl Drop for Chunk {
 static OPEN: Mutex<Option<(Arc<Chunk>, usize)>> = Mutex::new(None);
 
 /// Values from the beginning of a cache line.
-#[allow(private_bounds)] // only these types are of use
 pub struct Aligned<T: Number = f32> {
     chunk: Arc<Chunk>,
     /// In bytes.
@@ -84,7 +83,6 @@ pub struct Aligned<T: Number = f32> {
     values: PhantomData<T>,
 }
 
-#[allow(private_bounds)]
 impl<T: Number> Aligned<T> {
     /// A copy.
     pub fn of(values: &[T]) -> Self {
@@ -144,14 +142,12 @@ impl<T: Number> Aligned<T> {
     }
 }
 
-#[allow(private_bounds)]
 impl<T: Number> Clone for Aligned<T> {
     fn clone(&self) -> Self {
         Aligned::of(self.values())
     }
 }
 
-#[allow(private_bounds)]
 impl<T: Number> std::fmt::Debug for Aligned<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} values", self.len)

@@ -27,7 +27,7 @@ mod transpose;
 mod window;
 
 pub use activation::Activation;
-pub use aligned::Aligned;
+pub use aligned::{Aligned, Number};
 pub use conv::{Conv, ConvError, ConvShape};
 pub use elementwise::{Binary, Operand, activate, activate_in_place, binary, binary_in_place};
 pub use int8::{Int8Conv, Int8Error, Quant};

@@ -103,23 +103,38 @@ pub struct ConvTranspose {
 
 /// A function of each value that is no [`Activation`]: these are rare, and are not fused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub enum Function {
+    /// `|x|`
     Abs,
+    /// The least whole number that is not less.
     Ceil,
+    /// The cosine.
     Cos,
+    /// `x` where it is positive, else `exp(x) − 1`.
     Elu,
+    /// The error function.
     Erf,
+    /// `exp(x)`
     Exp,
+    /// The greatest whole number that is not greater.
     Floor,
+    /// `x` times the share of a normal distribution below it.
     Gelu,
+    /// The natural logarithm.
     Log,
+    /// `x · tanh(ln(1 + exp(x)))`
     Mish,
+    /// `−x`
     Neg,
+    /// `1 / x`
     Reciprocal,
+    /// The nearest whole number, the even one of two.
     Round,
+    /// The sine.
     Sin,
+    /// `ln(1 + exp(x))`
     Softplus,
+    /// The square root.
     Sqrt,
 }
 
@@ -172,14 +187,20 @@ fn erf(x: f32) -> f32 {
 
 /// A function of two values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub enum Binary {
+    /// `a + b`
     Add,
+    /// `a / b`
     Div,
+    /// The greater.
     Max,
+    /// The less.
     Min,
+    /// `a · b`
     Mul,
+    /// `a` to the power of `b`.
     Pow,
+    /// `a − b`
     Sub,
 }
 
@@ -200,12 +221,16 @@ impl Binary {
 
 /// What is made of several values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub enum Reduction {
+    /// The index of the first greatest value.
     ArgMax,
+    /// The greatest.
     Max,
+    /// The mean.
     Mean,
+    /// The least.
     Min,
+    /// The sum.
     Sum,
 }
 

@@ -2,7 +2,7 @@
 
 use sedge_conv::{self as conv, ConvShape, Mix, Pooling, Shape, Window};
 
-use super::{Planner, conv_shape, given, pack, rows};
+use super::{Planner, given, pack, rows};
 use crate::graph::{Node, Value};
 use crate::kernel::{FloatKernel, Form, Kernel, Place, of_pixels, pixel_sizes};
 use crate::op::{Axis, Binary, Op, Pool, Reduction};
@@ -317,12 +317,6 @@ impl Planner<'_> {
         let place = self.fresh(node.output, Form::Plain);
         let kernel = FloatKernel::Any(Box::new(node.op.clone()), sizes, shape);
         self.made(node, Kernel::Float(kernel), &reads, place);
-    }
-
-    /// The dense kernel of a convolution, and where it reads, for measuring.
-    pub(super) fn dense(&self, conv: &crate::op::Conv) -> Option<conv::Conv> {
-        debug_assert_eq!(conv_shape(conv).groups, 1);
-        pack(conv).ok()
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use sedge_conv::sparse::{Depthwise, PlaneConv, Planes, PlanesMut, Sparse};
 use sedge_conv::{Picture, PictureMut, Shape};
 
-use super::{Planner, given};
+use super::{Planner, given, pack};
 use crate::graph::Node;
 use crate::kernel::{Form, Kernel, Place, PlaneKernel, as_picture, plane_stride};
 use crate::op::{Binary, Conv, Op, Pool, Reduction, Weights};
@@ -153,7 +153,7 @@ impl Planner<'_> {
         let block = Sparse::best_block(&weights, conv.outputs, conv.inputs);
         let (bias, act) = (given(&conv.bias), conv.activation);
         let sparse = Sparse::new(&weights, conv.outputs, conv.inputs, bias, act, block).ok()?;
-        let dense = self.dense(conv)?;
+        let dense = pack(conv).ok()?;
         let to = Shape {
             c: conv.outputs,
             ..shape
