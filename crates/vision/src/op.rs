@@ -767,7 +767,9 @@ impl Op {
                 shape.len()
             )));
         }
-        match nd::count(&shape) {
+        // A size of 0 hides the others from a product, not from loops over them.
+        let sizes: Vec<usize> = shape.iter().map(|&size| size.max(1)).collect();
+        match nd::count(&sizes) {
             Some(count) if count <= LARGEST => Ok(shape),
             _ => Err(wrong(&format!("{shape:?} is more than 4 GiB"))),
         }

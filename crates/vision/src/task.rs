@@ -145,6 +145,10 @@ pub struct Task {
     outputs: Vec<Vec<usize>>,
 }
 
+/// Rows or columns of an input: pictures are resized to cover it, which takes memory by the
+/// square of the longer side.
+const LONGEST: usize = 8192;
+
 impl Task {
     /// What the graph is for, by the preset of this name, by what its metadata say, or by the
     /// shapes of its inputs and outputs.
@@ -158,7 +162,7 @@ impl Task {
         let (inputs, outputs) = (shapes(graph.inputs()), shapes(graph.outputs()));
         let size = match &inputs[..] {
             [input] => match input[..] {
-                [1, 3, h, w] if h > 0 && w > 0 => [w, h],
+                [1, 3, h, w] if (1..=LONGEST).contains(&h) && (1..=LONGEST).contains(&w) => [w, h],
                 _ => return Err(TaskError::Input { found: inputs }),
             },
             _ => return Err(TaskError::Input { found: inputs }),

@@ -142,3 +142,24 @@ fn sums_of_a_million() {
     let inputs = vec!["x"; 1_000_000];
     refused(&[1], Vec::new(), vec![node("Sum", &inputs, "y", &[])]);
 }
+
+#[test]
+fn no_channels_of_endless_pictures() {
+    let nodes = vec![
+        node("Slice", &["x", "from", "to", "axis"], "none", &[]),
+        node(
+            "Reshape",
+            &["none", "shape"],
+            "vast",
+            &[("allowzero", Attribute::Int(1))],
+        ),
+        node("GlobalAveragePool", &["vast"], "y", &[]),
+    ];
+    let constants = vec![
+        ints("from", &[0]),
+        ints("to", &[0]),
+        ints("axis", &[1]),
+        ints("shape", &[1, 0, 1 << 31, 1 << 31]),
+    ];
+    refused(&[1, 3, 4, 4], constants, nodes);
+}
