@@ -117,14 +117,11 @@ pub(super) fn run(args: &VisionArgs) -> Result<(), Failure> {
         let file = file_for(model, &graph, peer.is_some())?;
         for &threads in &args.threads {
             line.show(figures.len() as u64, total, model);
-            let figure = one(
-                args,
-                model,
-                &graph,
-                threads.get(),
-                peer.as_mut(),
-                file.path(),
-            );
+            let team = Team::new(threads.get());
+            let program = Program::new(&graph, options(args), &team);
+            let program = program.map_err(|e| Failure::new(format_args!("{model}: {e}")))?;
+            let peer = peer.as_mut();
+            let figure = one(args, model, &graph, program, &team, peer, file.path());
             let (figure, seen) = figure.map_err(|error| match &args.peer {
                 Some(python) => peerless(python, &error),
                 None => Failure::new(&error),
@@ -179,25 +176,27 @@ fn file_for(model: &str, graph: &Graph, wanted: bool) -> Result<ModelFile, Failu
     Ok(ModelFile::Written(file.into_temp_path()))
 }
 
-fn one(
-    args: &VisionArgs,
-    model: &str,
-    graph: &Graph,
-    threads: usize,
-    mut peer: Option<&mut OnnxRuntime>,
-    file: Option<&Path>,
-) -> Result<(Figure, Option<String>), OnnxRuntimeError> {
-    let team = Team::new(threads);
-    let options = Options {
+fn options(args: &VisionArgs) -> Options {
+    Options {
         sparse: match args.sparse {
             When::Measured => Sparsity::Measured,
             When::Always => Sparsity::Always,
             When::Never => Sparsity::Never,
         },
         ..Options::default()
-    };
-    let program = Program::new(graph, options, &team);
-    let mut program = program.map_err(|error| OnnxRuntimeError::Said(error.to_string()))?;
+    }
+}
+
+fn one(
+    args: &VisionArgs,
+    model: &str,
+    graph: &Graph,
+    mut program: Program,
+    team: &Team,
+    mut peer: Option<&mut OnnxRuntime>,
+    file: Option<&Path>,
+) -> Result<(Figure, Option<String>), OnnxRuntimeError> {
+    let threads = team.threads();
     let inputs: Vec<Vec<f32>> = graph
         .inputs()
         .iter()
@@ -210,7 +209,7 @@ fn one(
         let shapes = graph.inputs().iter().map(|&x| graph.shape(x));
         let pairs: Vec<(&[f32], &[usize])> = inputs.iter().copied().zip(shapes).collect();
         let outputs = peer.outputs(&pairs)?;
-        program.run(&inputs, &team);
+        program.run(&inputs, team);
         let off = outputs
             .iter()
             .enumerate()
@@ -218,17 +217,17 @@ fn one(
         error = off.reduce(f64::max);
     }
     let turn = Duration::from_millis(args.turn);
-    let figure = vision(&mut program, &inputs, &team, peer, args.repeats.get(), turn)?;
+    let figure = vision(&mut program, &inputs, team, peer, args.repeats.get(), turn)?;
     let layers = match args.layers {
-        true => layers(&mut program, &inputs, &team),
+        true => layers(&mut program, &inputs, team),
         false => Vec::new(),
     };
     let in_bytes = graph.nodes().iter().any(
         |node| matches!(&node.op, Op::Conv(conv) if matches!(conv.weights, Weights::Int8 { .. })),
     );
     let peak = match in_bytes {
-        true => int8_peak(&team),
-        false => f32_peak(&team),
+        true => int8_peak(team),
+        false => f32_peak(team),
     };
     let figure = Figure {
         model: model.to_owned(),
