@@ -43,7 +43,7 @@ unsafe impl Sync for Chunk {}
 
 impl Chunk {
     fn layout(bytes: usize) -> Layout {
-        Layout::from_size_align(bytes, PAGE).expect("sizes are checked before")
+        Layout::from_size_align(bytes, PAGE).expect("more than memory can hold")
     }
 
     fn new(bytes: usize) -> Chunk {

@@ -80,11 +80,6 @@ pub fn activate(x: Picture, activation: Activation, y: &mut PictureMut, team: &T
     binary(Binary::Add, x, Operand::Value(0.0), activation, y, team);
 }
 
-/// `x = activation(x)`.
-pub fn activate_in_place(x: &mut PictureMut, activation: Activation, team: &Team) {
-    binary_in_place(Binary::Add, x, Operand::Value(0.0), activation, team);
-}
-
 /// `y = activation(a op b)`, as for example of channels that are scaled.
 ///
 /// # Panics
@@ -98,24 +93,10 @@ pub fn binary(
     team: &Team,
 ) {
     assert_eq!(a.shape(), y.shape(), "operand and result differ in shape");
-    combine(Set::best(), op, Some(a), b, activation, y, team);
+    combine(Set::best(), op, a, b, activation, y, team);
 }
 
-/// `x = activation(x op b)`.
-///
-/// # Panics
-/// When the shapes do not fit.
-pub fn binary_in_place(
-    op: Binary,
-    x: &mut PictureMut,
-    b: Operand,
-    activation: Activation,
-    team: &Team,
-) {
-    combine(Set::best(), op, None, b, activation, x, team);
-}
-
-/// Pixels of a picture that may be the one that is written.
+/// Pixels of a picture.
 #[derive(Clone, Copy)]
 struct Source {
     values: *const f32,
@@ -125,11 +106,10 @@ struct Source {
 // SAFETY: each task reads the pixels that it alone may write.
 unsafe impl Sync for Source {}
 
-/// Without `a`, it is `y` itself.
 fn combine(
     set: Set,
     op: Binary,
-    a: Option<Picture>,
+    a: Picture,
     b: Operand,
     activation: Activation,
     y: &mut PictureMut,
@@ -147,16 +127,9 @@ fn combine(
     let tasks = tasks(pixels, team.threads());
     let stride = y.stride();
     let to = Shared::new(y.values());
-    let a = match a {
-        Some(a) => Source {
-            values: a.values().as_ptr(),
-            stride: a.stride(),
-        },
-        None => Source {
-            // SAFETY: the beginning is inside.
-            values: unsafe { to.at(0) },
-            stride,
-        },
+    let a = Source {
+        values: a.values().as_ptr(),
+        stride: a.stride(),
     };
     team.run(tasks, &|task| {
         let a = &a;
@@ -276,7 +249,7 @@ mod tests {
                 let ys = c + round % 4;
                 let mut y = vec![0.0; 30 * ys];
                 let mut y = PictureMut::strided(&mut y, shape(c), ys);
-                combine(set, op, Some(x), b, activation, &mut y, &team);
+                combine(set, op, x, b, activation, &mut y, &team);
                 for i in 0..30 {
                     for (channel, (&a, &y)) in x.pixel(i).iter().zip(&*y.pixel(i)).enumerate() {
                         let b = match b {
@@ -324,9 +297,6 @@ mod tests {
             let mut y = vec![0.0; x.len()];
             let mut to = PictureMut::new(&mut y, shape);
             activate(Picture::new(&x, shape), activation, &mut to, &team);
-            close(&y, &expected, 3e-6);
-            let mut y = x.clone();
-            activate_in_place(&mut PictureMut::new(&mut y, shape), activation, &team);
             close(&y, &expected, 3e-6);
         }
     }

@@ -29,7 +29,7 @@ mod window;
 pub use activation::Activation;
 pub use aligned::{Aligned, Number};
 pub use conv::{Conv, ConvError, ConvShape};
-pub use elementwise::{Binary, Operand, activate, activate_in_place, binary, binary_in_place};
+pub use elementwise::{Binary, Operand, activate, binary};
 pub use int8::{Int8Conv, Int8Error, Quant};
 pub use picture::{Picture, PictureMut, Shape};
 pub use planes::{from_bytes, from_planes, to_planes};
