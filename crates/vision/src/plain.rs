@@ -261,14 +261,9 @@ fn transposed(
                 for tap in 0..kh * kw {
                     let weight = conv.weights[(channel * made + o) * kh * kw + tap];
                     for i in 0..h * w {
-                        // What reads `at` in the convolution is written there.
-                        let place = |at: usize, tap: usize, size: usize, axis: usize| {
-                            let window = &conv.window;
-                            let i = at * window.stride[axis] + tap * window.dilation[axis];
-                            i.checked_sub(window.pads[axis]).filter(|&i| i < size)
-                        };
-                        let y = place(i / w, tap / kw, rows, 0);
-                        let z = place(i % w, tap % kw, columns, 1);
+                        // What the convolution reads is written there.
+                        let y = inside(i / w, tap / kw, rows, &conv.window, 0);
+                        let z = inside(i % w, tap % kw, columns, &conv.window, 1);
                         if let (Some(y), Some(z)) = (y, z) {
                             let value = x[(picture * c + channel) * h * w + i];
                             out[plane + y * columns + z] += weight * value;

@@ -434,11 +434,11 @@ fn rows(shape: &[usize]) -> Shape {
 
 /// A convolution with packed weights.
 fn pack(conv: &crate::op::Conv) -> Result<conv::Conv, conv::ConvError> {
+    pack_as(conv, conv_shape(conv))
+}
+
+/// The same with other edges.
+fn pack_as(conv: &crate::op::Conv, shape: ConvShape) -> Result<conv::Conv, conv::ConvError> {
     let weights = conv.weights.to_float();
-    conv::Conv::new(
-        conv_shape(conv),
-        &weights,
-        given(&conv.bias),
-        conv.activation,
-    )
+    conv::Conv::new(shape, &weights, given(&conv.bias), conv.activation)
 }

@@ -1,5 +1,5 @@
 //! A graph made ready to run: kernels with packed weights, and a plan of memory that is laid out
-//! once. Running allocates nothing.
+//! once. Running takes no memory for values, only for short lists of places.
 
 use std::mem::take;
 use std::time::{Duration, Instant};

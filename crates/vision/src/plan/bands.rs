@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use sedge_conv::{self as conv, Aligned, Shape, Window};
 
-use super::{Planner, conv_shape, given};
+use super::{Planner, conv_shape, pack_as};
 use crate::graph::{Graph, Value};
 use crate::kernel::{Bands, FloatKernel, Form, Kernel, Memory, Move, Stage, Work, as_picture};
 use crate::op::{Conv, Op, Weights};
@@ -263,12 +263,7 @@ fn with_pads(conv: &Conv, [above, below]: [usize; 2]) -> Result<conv::Conv, conv
     let mut shape = conv_shape(conv);
     shape.window.pads[0] = above;
     shape.window.pads[2] = below;
-    conv::Conv::new(
-        shape,
-        &conv.weights.to_float(),
-        given(&conv.bias),
-        conv.activation,
-    )
+    pack_as(conv, shape)
 }
 
 /// The most scratch that a stage wants for a band.
